@@ -1,0 +1,105 @@
+use half::bf16;
+use std::fmt;
+
+use crate::storage::{Buffer, CpuStorage};
+
+/// The element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE single precision: the compute type on CPUs.
+    F32,
+    /// IEEE double precision: proofs, preconditioning coefficients and loss arithmetic.
+    F64,
+    /// bfloat16: a storage type on CPUs.
+    Bf16,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::F64 => 8,
+            DType::Bf16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DType::F32 => "f32",
+            DType::F64 => "f64",
+            DType::Bf16 => "bf16",
+        })
+    }
+}
+
+/// Where a tensor lives.
+///
+/// Every operation matches on this, so that a second back end is a second arm and nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// Host memory, computed on by the process's threads.
+    #[default]
+    Cpu,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+        }
+    }
+}
+
+/// An element that CPU storage can hold.
+pub trait Element: Copy + Default + Send + Sync + fmt::Debug + PartialEq + 'static {
+    /// The dtype of this element.
+    const DTYPE: DType;
+    /// Widens to f64; exact.
+    fn to_f64(self) -> f64;
+    /// Rounds from f64 to nearest even.
+    fn from_f64(x: f64) -> Self;
+    /// The slice of a storage of this type.
+    fn slice(storage: &CpuStorage) -> Option<&[Self]>;
+    /// The mutable slice of a storage of this type.
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    /// Wraps a buffer as a storage.
+    fn store(buffer: Buffer<Self>) -> CpuStorage;
+}
+
+macro_rules! element {
+    ($t:ty, $variant:ident, $dtype:ident, $to:expr, $from:expr) => {
+        impl Element for $t {
+            const DTYPE: DType = DType::$dtype;
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                $to(self)
+            }
+            #[inline(always)]
+            fn from_f64(x: f64) -> Self {
+                $from(x)
+            }
+            fn slice(storage: &CpuStorage) -> Option<&[Self]> {
+                match storage {
+                    CpuStorage::$variant(b) => Some(b.as_slice()),
+                    _ => None,
+                }
+            }
+            fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+                match storage {
+                    CpuStorage::$variant(b) => Some(b.as_mut_slice()),
+                    _ => None,
+                }
+            }
+            fn store(buffer: Buffer<Self>) -> CpuStorage {
+                CpuStorage::$variant(buffer)
+            }
+        }
+    };
+}
+
+element!(f32, F32, F32, |x: f32| x as f64, |x: f64| x as f32);
+element!(f64, F64, F64, |x: f64| x, |x: f64| x);
+element!(bf16, Bf16, Bf16, |x: bf16| x.to_f64(), bf16::from_f64);

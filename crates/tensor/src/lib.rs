@@ -1,0 +1,21 @@
+//! Dense tensors on a device, their memory, matrix products and counter-based random numbers.
+//!
+//! A [`Tensor`] is shared, contiguous and row-major. f32 and f64 are compute types, bf16 a storage type.
+#![deny(missing_docs)]
+#![deny(unsafe_code)]
+
+pub mod arith;
+mod dtype;
+mod error;
+pub mod file;
+pub mod gemm;
+pub mod math;
+pub mod random;
+mod storage;
+mod tensor;
+
+pub use dtype::{DType, Device, Element};
+pub use error::{Error, Result};
+pub use half::bf16;
+pub use storage::{Buffer, CpuStorage, memory, reset_peak};
+pub use tensor::{PARALLEL_MIN, Tensor};

@@ -1,0 +1,128 @@
+//! Host memory: recycled buffers and their accounting.
+//!
+//! A training step allocates the same large buffers again and again. The system allocator returns them to the
+//! kernel in between, and faulting their pages in again costs as much as the arithmetic on them; so freed
+//! buffers of 64 KiB and more go to a shelf by size and come back from there.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex};
+
+use half::bf16;
+
+use crate::dtype::Element;
+
+/// Buffers below this many bytes are left to the system allocator, which does not give them back.
+const SHELF_MIN_BYTES: usize = 64 * 1024;
+/// The shelf holds at most this share (1/n) of the highest number of live bytes seen, and never less than 64 MiB.
+const SHELF_FLOOR_BYTES: usize = 64 << 20;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+static SHELVED: AtomicUsize = AtomicUsize::new(0);
+
+type Shelf = HashMap<(TypeId, usize), Vec<Box<dyn Any + Send>>>;
+static SHELF: LazyLock<Mutex<Shelf>> = LazyLock::new(Default::default);
+
+/// Bytes of tensor memory in use now, and the most since the last [`reset_peak`].
+pub fn memory() -> (usize, usize) {
+    (LIVE.load(Ordering::Relaxed), PEAK.load(Ordering::Relaxed))
+}
+
+/// Starts a new measurement of the peak, from what is live now.
+pub fn reset_peak() {
+    PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+}
+
+/// A buffer of host memory that is recycled when dropped.
+#[derive(Debug)]
+pub struct Buffer<T: Element>(Vec<T>);
+
+impl<T: Element> Buffer<T> {
+    /// A buffer whose contents are unspecified (initialised, but stale).
+    pub fn scratch(len: usize) -> Self {
+        let bytes = len * size_of::<T>();
+        track_alloc(bytes);
+        if bytes >= SHELF_MIN_BYTES
+            && let Some(v) = take_from_shelf::<T>(len)
+        {
+            return Buffer(v);
+        }
+        Buffer(vec![T::default(); len])
+    }
+
+    /// A buffer that takes over a vector.
+    pub fn from_vec(v: Vec<T>) -> Self {
+        track_alloc(v.len() * size_of::<T>());
+        Buffer(v)
+    }
+
+    /// The elements.
+    pub fn as_slice(&self) -> &[T] {
+        &self.0
+    }
+
+    /// The elements, to write.
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        &mut self.0
+    }
+}
+
+impl<T: Element> Clone for Buffer<T> {
+    fn clone(&self) -> Self {
+        let mut b = Self::scratch(self.0.len());
+        b.0.copy_from_slice(&self.0);
+        b
+    }
+}
+
+impl<T: Element> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        let bytes = self.0.len() * size_of::<T>();
+        LIVE.fetch_sub(bytes, Ordering::Relaxed);
+        if bytes < SHELF_MIN_BYTES {
+            return;
+        }
+        let room = PEAK.load(Ordering::Relaxed).max(SHELF_FLOOR_BYTES);
+        let shelved = SHELVED.load(Ordering::Relaxed);
+        if LIVE.load(Ordering::Relaxed) + shelved + bytes > room {
+            return;
+        }
+        // A poisoned shelf only means that a thread panicked: the buffer then goes to the system allocator.
+        if let Ok(mut shelf) = SHELF.lock() {
+            SHELVED.fetch_add(bytes, Ordering::Relaxed);
+            let key = (TypeId::of::<T>(), self.0.len());
+            shelf.entry(key).or_default().push(Box::new(std::mem::take(&mut self.0)));
+        }
+    }
+}
+
+fn track_alloc(bytes: usize) {
+    let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    PEAK.fetch_max(live, Ordering::Relaxed);
+}
+
+fn take_from_shelf<T: Element>(len: usize) -> Option<Vec<T>> {
+    let boxed = SHELF.lock().ok()?.get_mut(&(TypeId::of::<T>(), len))?.pop()?;
+    SHELVED.fetch_sub(len * size_of::<T>(), Ordering::Relaxed);
+    boxed.downcast::<Vec<T>>().ok().map(|v| *v)
+}
+
+/// Host memory of one tensor.
+#[derive(Clone, Debug)]
+pub enum CpuStorage {
+    /// Single precision.
+    F32(Buffer<f32>),
+    /// Double precision.
+    F64(Buffer<f64>),
+    /// bfloat16.
+    Bf16(Buffer<bf16>),
+}
+
+/// Memory of one tensor, on one device.
+#[derive(Clone, Debug)]
+pub enum Storage {
+    /// Host memory.
+    Cpu(CpuStorage),
+}
