@@ -1,1 +1,41 @@
-//! Placeholder while the crate is being written.
+//! Operations as triples (forward, jvp, vjp), and the modes that interpret them.
+//!
+//! An [`Op`] is defined by three rules, side by side in its folder. A [`Mode`] interprets ops: [`Plain`] computes
+//! values, [`Forward`] dual numbers, [`Reverse`] records a tape. A network is one function generic over the mode.
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod activation;
+mod add;
+mod cast;
+mod combine;
+mod error;
+mod forward;
+mod linear;
+mod mode;
+mod network;
+mod op;
+mod params;
+mod plain;
+mod rearrange;
+mod reverse;
+mod shape;
+pub mod suite;
+mod time_embedding;
+
+pub use activation::Activation;
+pub use add::Add;
+pub use cast::Cast;
+pub use combine::Combine;
+pub use error::{Error, Result};
+pub use forward::{Dual, Forward};
+pub use linear::Linear;
+pub use mode::{Mode, Segment};
+pub use network::{Conditions, Network};
+pub use op::{Op, Output, Saved};
+pub use params::{Init, ParamId, ParamSpec, Params};
+pub use plain::Plain;
+pub use rearrange::{PatchOrder, Rearrange};
+pub use reverse::{Cotangents, Grads, Recompute, Reverse, Var};
+pub use shape::{Concat, Reshape, Slice};
+pub use time_embedding::TimeEmbedding;

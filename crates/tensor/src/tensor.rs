@@ -35,7 +35,7 @@ macro_rules! dispatch_float {
                 type $t = f64;
                 $body
             }
-            other => Err($crate::Error::UnsupportedDType { op: $op, got: other }),
+            other => Err(From::from($crate::Error::UnsupportedDType { op: $op, got: other })),
         }
     };
 }

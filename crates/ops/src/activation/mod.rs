@@ -1,0 +1,95 @@
+//! Elementwise non-linearities.
+
+mod cpu;
+
+use fewstep_tensor::{Device, Tensor, dispatch_float};
+
+use crate::{Dual, Error, Op, Output, Result, Saved};
+
+/// An elementwise non-linearity, y = a(x).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// ½x(1 + tanh(√(2/π)(x + 0.044715x³))): Wan, umT5.
+    GeluTanh,
+    /// ½x(1 + erf(x/√2)): Cosmos, Wan's image branch.
+    GeluExact,
+    /// x/(1 + e⁻ˣ)
+    Silu,
+}
+
+fn unary<'t>(x: &[&'t Tensor]) -> Result<&'t Tensor> {
+    match x {
+        [x] => Ok(x),
+        _ => Err(Error::input("activation", "one input", x.len())),
+    }
+}
+
+impl Op for Activation {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn forward(&self, x: &[&Tensor]) -> Result<Output> {
+        let x = unary(x)?;
+        let Device::Cpu = x.device();
+        dispatch_float!("activation", x.dtype(), T => Ok(cpu::forward::<T>(*self, x)?.into()))
+    }
+
+    fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
+        let x = unary(x)?;
+        let Some(x_dot) = x_dot[0] else {
+            return Ok(Dual { primal: self.forward(&[x])?.y, tangent: None });
+        };
+        let Device::Cpu = x.device();
+        dispatch_float!("activation", x.dtype(), T => cpu::jvp::<T>(*self, x, x_dot))
+    }
+
+    fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        if !wanted[0] {
+            return Ok(vec![None]);
+        }
+        let x = saved.input(0)?;
+        if y_bar.shape() != x.shape() {
+            return Err(Error::input("activation", format!("a cotangent {:?}", x.shape()), y_bar.shape()));
+        }
+        let Device::Cpu = x.device();
+        dispatch_float!("activation", x.dtype(), T => Ok(vec![Some(cpu::vjp::<T>(*self, x, y_bar)?)]))
+    }
+
+    fn saves_input(&self, _i: usize) -> bool {
+        true
+    }
+
+    fn saves_output(&self) -> bool {
+        false
+    }
+
+    fn is_expensive(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite;
+
+    #[test]
+    fn every_rule_holds_on_random_shapes() {
+        for op in [Activation::GeluTanh, Activation::GeluExact, Activation::Silu] {
+            for (seed, shape) in [&[3usize, 5, 7][..], &[1], &[0, 3], &[70, 300]].iter().enumerate() {
+                suite::check(&op, &[shape], seed as u64).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn the_tails_are_the_identity_and_zero() {
+        let x = Tensor::from_vec(vec![-200.0f32, -20.0, 20.0, 200.0], &[4]).unwrap();
+        for op in [Activation::GeluTanh, Activation::GeluExact, Activation::Silu] {
+            let y = op.forward(&[&x]).unwrap().y.to_vec_f64();
+            assert!(y[0].abs() < 1e-7 && y[1].abs() < 1e-7, "{op:?}: {y:?}");
+            assert!((y[2] - 20.0).abs() < 1e-6 && y[3] == 200.0, "{op:?}: {y:?}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Addition with broadcasting.
+
+mod cpu;
+
+use fewstep_tensor::{Device, Tensor, arith, dispatch_float};
+
+use crate::{Dual, Error, Op, Output, Result, Saved};
+
+/// y = a + b; axes of extent 1 repeat, as do axes missing on the left.
+///
+/// Equal shapes are a plain sum (residuals); the broadcast serves modulation tables, whose tensors are small.
+#[derive(Clone, Copy, Debug)]
+pub struct Add;
+
+impl Add {
+    fn shape(a: &[usize], b: &[usize]) -> Result<Vec<usize>> {
+        let rank = a.len().max(b.len());
+        let axis = |s: &[usize], i: usize| if i + s.len() < rank { 1 } else { s[i + s.len() - rank] };
+        let joined = (0..rank).map(|i| match (axis(a, i), axis(b, i)) {
+            (m, n) if m == n => Some(m),
+            (1, n) | (n, 1) => Some(n),
+            _ => None,
+        });
+        joined.collect::<Option<_>>().ok_or_else(|| Error::input("add", "shapes that broadcast", (a, b)))
+    }
+
+    fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let shape = Self::shape(a.shape(), b.shape())?;
+        let Device::Cpu = a.device();
+        Ok(arith::add(&Self::expand(a, &shape)?, &Self::expand(b, &shape)?)?)
+    }
+
+    fn expand(a: &Tensor, shape: &[usize]) -> Result<Tensor> {
+        if a.shape() == shape {
+            return Ok(a.clone());
+        }
+        dispatch_float!("add", a.dtype(), T => cpu::expand::<T>(a, shape))
+    }
+
+    fn reduce(y_bar: &Tensor, shape: &[usize]) -> Result<Tensor> {
+        if y_bar.shape() == shape {
+            return Ok(y_bar.clone());
+        }
+        let Device::Cpu = y_bar.device();
+        dispatch_float!("add", y_bar.dtype(), T => cpu::reduce::<T>(y_bar, shape))
+    }
+}
+
+impl Op for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn forward(&self, x: &[&Tensor]) -> Result<Output> {
+        match x {
+            [a, b] => Ok(Self::sum(a, b)?.into()),
+            _ => Err(Error::input("add", "two inputs", x.len())),
+        }
+    }
+
+    fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
+        let primal = self.forward(x)?.y;
+        let tangent = match (x_dot[0], x_dot[1]) {
+            (Some(a), Some(b)) => Some(Self::sum(a, b)?),
+            (Some(d), None) | (None, Some(d)) => Some(Self::expand(d, primal.shape())?),
+            (None, None) => None,
+        };
+        Ok(Dual { primal, tangent })
+    }
+
+    fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let shape = Self::shape(saved.shape(0), saved.shape(1))?;
+        if y_bar.shape() != shape {
+            return Err(Error::input("add", format!("a cotangent {shape:?}"), y_bar.shape()));
+        }
+        (0..2).map(|i| wanted[i].then(|| Self::reduce(y_bar, saved.shape(i))).transpose()).collect()
+    }
+
+    fn saves_input(&self, _i: usize) -> bool {
+        false
+    }
+
+    fn saves_output(&self) -> bool {
+        false
+    }
+
+    fn is_expensive(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite;
+
+    #[test]
+    fn every_rule_holds_on_random_shapes() {
+        for (seed, (a, b)) in [
+            (&[3usize, 5, 7][..], &[3usize, 5, 7][..]),
+            (&[1, 6, 8], &[3, 6, 8]),
+            (&[1, 2, 5], &[4, 1, 5]),
+            (&[5], &[2, 3, 5]),
+            (&[0, 3], &[1, 3]),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            suite::check(&Add, &[a, b], seed as u64).unwrap();
+            suite::check(&Add, &[b, a], seed as u64).unwrap();
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_broadcast_are_refused() {
+        let t = |s: &[usize]| Tensor::zeros(s, fewstep_tensor::DType::F32, Device::Cpu);
+        let e = Add.forward(&[&t(&[2, 3]), &t(&[2, 4])]).unwrap_err();
+        assert!(e.to_string().contains("broadcast"), "{e}");
+    }
+}

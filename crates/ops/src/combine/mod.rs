@@ -1,0 +1,107 @@
+//! Sums with one coefficient per sample.
+
+mod cpu;
+
+use fewstep_tensor::{Device, Tensor, arith, dispatch_float};
+
+use crate::{Dual, Error, Op, Output, Result, Saved};
+
+/// y = Σᵢ cᵢ·xᵢ with cᵢ [B] and xᵢ [B, …], differentiable in both.
+///
+/// Inputs: c₁, x₁, c₂, x₂, …. Coefficients are used in f64 whatever their dtype, each sum is formed in f64 and rounded
+/// once: preconditioning stays exact also where a network computes in less.
+#[derive(Clone, Copy, Debug)]
+pub struct Combine;
+
+impl Combine {
+    fn check(x: &[&Tensor]) -> Result<()> {
+        if x.is_empty() || !x.len().is_multiple_of(2) {
+            return Err(Error::input("combine", "pairs of coefficient and tensor", x.len()));
+        }
+        let shape = x[1].shape();
+        for pair in x.chunks(2) {
+            if pair[1].shape() != shape || shape.is_empty() || pair[0].shape() != &shape[..1] {
+                let expected = format!("coefficients [B] and tensors {shape:?}");
+                return Err(Error::input("combine", expected, (pair[0].shape(), pair[1].shape())));
+            }
+        }
+        Ok(())
+    }
+
+    fn sum(terms: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
+        let coefficients: Vec<Vec<f64>> = terms.iter().map(|(c, _)| c.to_vec_f64()).collect();
+        let terms: Vec<_> = coefficients.iter().zip(terms).map(|(c, (_, x))| (c.as_slice(), *x)).collect();
+        Ok(arith::combine(&terms)?)
+    }
+}
+
+impl Op for Combine {
+    fn name(&self) -> &'static str {
+        "combine"
+    }
+
+    fn forward(&self, x: &[&Tensor]) -> Result<Output> {
+        Self::check(x)?;
+        let terms: Vec<_> = x.chunks(2).map(|p| (p[0], p[1])).collect();
+        Ok(Self::sum(&terms)?.into())
+    }
+
+    fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
+        let primal = self.forward(x)?.y;
+        let mut terms = Vec::new();
+        for (p, d) in x.chunks(2).zip(x_dot.chunks(2)) {
+            terms.extend(d[0].map(|c_dot| (c_dot, p[1])));
+            terms.extend(d[1].map(|x_dot| (p[0], x_dot)));
+        }
+        let tangent = if terms.is_empty() { None } else { Some(Self::sum(&terms)?) };
+        Ok(Dual { primal, tangent })
+    }
+
+    fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let mut bars = Vec::with_capacity(saved.arity());
+        for i in (0..saved.arity()).step_by(2) {
+            if y_bar.shape() != saved.shape(i + 1) {
+                let expected = format!("a cotangent {:?}", saved.shape(i + 1));
+                return Err(Error::input("combine", expected, y_bar.shape()));
+            }
+            let Device::Cpu = y_bar.device();
+            bars.push(match wanted[i] {
+                true => Some(dispatch_float!("combine", y_bar.dtype(), T => {
+                    cpu::dot_per_sample::<T>(y_bar, saved.input(i + 1)?)
+                })?.to_dtype(saved.dtype(i))),
+                false => None,
+            });
+            bars.push(match wanted[i + 1] {
+                true => Some(arith::scale(&saved.input(i)?.to_vec_f64(), y_bar)?),
+                false => None,
+            });
+        }
+        Ok(bars)
+    }
+
+    fn saves_input(&self, _i: usize) -> bool {
+        true
+    }
+
+    fn saves_output(&self) -> bool {
+        false
+    }
+
+    fn is_expensive(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite;
+
+    #[test]
+    fn every_rule_holds_on_random_shapes() {
+        suite::check(&Combine, &[&[3], &[3, 5, 7]], 1).unwrap();
+        suite::check(&Combine, &[&[2], &[2, 9], &[2], &[2, 9], &[2], &[2, 9]], 2).unwrap();
+        suite::check(&Combine, &[&[1], &[1, 1]], 3).unwrap();
+        suite::check(&Combine, &[&[0], &[0, 4], &[0], &[0, 4]], 4).unwrap();
+    }
+}

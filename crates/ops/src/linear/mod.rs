@@ -1,0 +1,143 @@
+//! y = x·Wᵀ + b.
+
+mod cpu;
+
+use fewstep_tensor::{Device, Tensor, dispatch_float};
+
+use crate::{Dual, Error, Op, Output, Result, Saved};
+
+/// y = x·Wᵀ (+ b): x [..., I], W [O, I], b [O] → y [..., O]. Accumulates in the compute type.
+///
+/// Inputs: x, W and, with `bias`, b.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// Whether there is a bias.
+    pub bias: bool,
+}
+
+/// Extents of a product: rows of x, inputs, outputs, and the shape of y.
+struct Extents {
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+    shape: Vec<usize>,
+}
+
+impl Linear {
+    fn extents(&self, x: &[usize], w: &[usize], b: Option<&[usize]>) -> Result<Extents> {
+        let (Some(&inputs), &[outputs, w_in]) = (x.last(), w) else {
+            return Err(Error::input("linear", "x [..., I] and W [O, I]", (x, w)));
+        };
+        if inputs != w_in || b.is_some_and(|b| b != [outputs]) {
+            return Err(Error::input("linear", "x [..., I], W [O, I], b [O]", (x, w, b)));
+        }
+        let rows = x[..x.len() - 1].iter().product();
+        let mut shape = x.to_vec();
+        shape[x.len() - 1] = outputs;
+        Ok(Extents { rows, inputs, outputs, shape })
+    }
+
+    fn of(&self, x: &[&Tensor]) -> Result<Extents> {
+        if x.len() != 2 + usize::from(self.bias) {
+            return Err(Error::input("linear", "x, W and the bias it was built with", x.len()));
+        }
+        self.extents(x[0].shape(), x[1].shape(), x.get(2).map(|b| b.shape()))
+    }
+
+    /// x·Wᵀ + b, added to `onto` where given.
+    fn product(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, onto: Option<Tensor>) -> Result<Tensor> {
+        let e = self.extents(x.shape(), w.shape(), b.map(Tensor::shape))?;
+        let Device::Cpu = x.device();
+        dispatch_float!("linear", x.dtype(), T => Ok(cpu::forward::<T>(&e, x, w, b, onto)?))
+    }
+}
+
+fn add_rows(y: Tensor, b: &Tensor) -> Result<Tensor> {
+    let Device::Cpu = y.device();
+    dispatch_float!("linear", y.dtype(), T => cpu::add_rows::<T>(y, b))
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn forward(&self, x: &[&Tensor]) -> Result<Output> {
+        self.of(x)?;
+        Ok(self.product(x[0], x[1], x.get(2).copied(), None)?.into())
+    }
+
+    fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
+        let e = self.of(x)?;
+        let primal = self.product(x[0], x[1], x.get(2).copied(), None)?;
+        let mut tangent = match x_dot[0] {
+            Some(dx) => Some(self.product(dx, x[1], x_dot.get(2).copied().flatten(), None)?),
+            None => None,
+        };
+        if let Some(dw) = x_dot[1] {
+            let db = if tangent.is_none() { x_dot.get(2).copied().flatten() } else { None };
+            tangent = Some(self.product(x[0], dw, db, tangent)?);
+        }
+        if let (None, Some(Some(db))) = (&tangent, x_dot.get(2)) {
+            let zero = Tensor::zeros(&e.shape, x[0].dtype(), x[0].device());
+            tangent = Some(add_rows(zero, db)?);
+        }
+        Ok(Dual { primal, tangent })
+    }
+
+    fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let b_shape = self.bias.then(|| saved.shape(2));
+        let e = self.extents(saved.shape(0), saved.shape(1), b_shape)?;
+        if y_bar.shape() != e.shape {
+            return Err(Error::input("linear", format!("a cotangent {:?}", e.shape), y_bar.shape()));
+        }
+        let Device::Cpu = y_bar.device();
+        dispatch_float!("linear", y_bar.dtype(), T => {
+            let x_bar = if wanted[0] { Some(cpu::input_bar::<T>(&e, saved.shape(0), y_bar, saved.input(1)?)?) } else { None };
+            let w_bar = if wanted[1] { Some(cpu::weight_bar::<T>(&e, y_bar, saved.input(0)?)?) } else { None };
+            let mut bars = vec![x_bar, w_bar];
+            if self.bias {
+                bars.push(if wanted[2] { Some(cpu::bias_bar::<T>(&e, y_bar)?) } else { None });
+            }
+            Ok(bars)
+        })
+    }
+
+    fn saves_input(&self, i: usize) -> bool {
+        i < 2
+    }
+
+    fn saves_output(&self) -> bool {
+        false
+    }
+
+    fn is_expensive(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite;
+
+    #[test]
+    fn every_rule_holds_on_random_shapes() {
+        for (seed, (x, o)) in [(vec![3, 5, 7], 4), (vec![1, 1], 1), (vec![0, 3], 2), (vec![2, 9, 33], 65), (vec![4], 3)]
+            .into_iter()
+            .enumerate()
+        {
+            let i = *x.last().unwrap();
+            suite::check(&Linear { bias: true }, &[&x, &[o, i], &[o]], seed as u64).unwrap();
+            suite::check(&Linear { bias: false }, &[&x, &[o, i]], seed as u64).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_weight_of_another_width_is_refused_by_name() {
+        let x = Tensor::zeros(&[2, 3], fewstep_tensor::DType::F32, Device::Cpu);
+        let w = Tensor::zeros(&[4, 5], fewstep_tensor::DType::F32, Device::Cpu);
+        let e = Linear { bias: false }.forward(&[&x, &w]).unwrap_err();
+        assert!(e.to_string().contains("linear"), "{e}");
+    }
+}

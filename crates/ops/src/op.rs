@@ -1,0 +1,128 @@
+use std::fmt::Debug;
+
+use fewstep_tensor::{DType, Tensor};
+
+use crate::{Dual, Error, Result};
+
+/// What a forward rule returns.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The op's value.
+    pub y: Tensor,
+    /// Statistics that the vjp reads and that are cheaper kept than recomputed (log-sum-exp, reciprocal norms).
+    pub kept: Vec<Tensor>,
+}
+
+impl From<Tensor> for Output {
+    fn from(y: Tensor) -> Self {
+        Output { y, kept: Vec::new() }
+    }
+}
+
+/// An operation y = f(x₁, …, xₙ), defined by three rules. None has a default: a missing rule does not compile.
+///
+/// The rules of one op agree bit for bit on the primal: `jvp` returns exactly the `y` of `forward`.
+pub trait Op: Debug + Send + Sync {
+    /// The op's name in messages and profiles.
+    fn name(&self) -> &'static str;
+
+    /// y = f(x).
+    ///
+    /// # Errors
+    /// If the inputs do not fit the op; the message names the invariant.
+    fn forward(&self, x: &[&Tensor]) -> Result<Output>;
+
+    /// (y, ẏ) with ẏ = Σᵢ ∂f/∂xᵢ·ẋᵢ, computed together. A missing tangent is zero and costs nothing.
+    ///
+    /// # Errors
+    /// As `forward`.
+    fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual>;
+
+    /// x̄ᵢ = (∂f/∂xᵢ)ᵀ·ȳ for every input that is wanted, `None` for the others.
+    ///
+    /// # Errors
+    /// If the cotangent's shape is not the output's.
+    fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>>;
+
+    /// Whether `vjp` reads the value of input `i` (of its shape it always may).
+    fn saves_input(&self, i: usize) -> bool;
+
+    /// Whether `vjp` reads the value of the output.
+    fn saves_output(&self) -> bool;
+
+    /// Whether the output is worth keeping when all else is recomputed: true of attention alone.
+    fn is_expensive(&self) -> bool;
+}
+
+#[derive(Debug)]
+struct SavedInput {
+    shape: Vec<usize>,
+    dtype: DType,
+    value: Option<Tensor>,
+}
+
+/// What a forward rule left for the vjp.
+#[derive(Debug)]
+pub struct Saved {
+    op: &'static str,
+    inputs: Vec<SavedInput>,
+    output: Option<Tensor>,
+    kept: Vec<Tensor>,
+}
+
+impl Saved {
+    /// Keeps of a forward pass what the op declares to read.
+    pub fn of(op: &dyn Op, x: &[&Tensor], output: &Output) -> Self {
+        let inputs = x
+            .iter()
+            .enumerate()
+            .map(|(i, &t)| SavedInput {
+                shape: t.shape().to_vec(),
+                dtype: t.dtype(),
+                value: op.saves_input(i).then(|| t.clone()),
+            })
+            .collect();
+        let y = op.saves_output().then(|| output.y.clone());
+        Saved { op: op.name(), inputs, output: y, kept: output.kept.clone() }
+    }
+
+    /// The number of inputs.
+    pub fn arity(&self) -> usize {
+        self.inputs.len()
+    }
+
+    /// The value of input `i`.
+    ///
+    /// # Errors
+    /// If the op does not declare to save it.
+    pub fn input(&self, i: usize) -> Result<&Tensor> {
+        let value = self.inputs.get(i).and_then(|s| s.value.as_ref());
+        value.ok_or_else(|| Error::NotSaved { op: self.op, what: format!("input {i}") })
+    }
+
+    /// The shape of input `i`.
+    pub fn shape(&self, i: usize) -> &[usize] {
+        &self.inputs[i].shape
+    }
+
+    /// The dtype of input `i`.
+    pub fn dtype(&self, i: usize) -> DType {
+        self.inputs[i].dtype
+    }
+
+    /// The output.
+    ///
+    /// # Errors
+    /// If the op does not declare to save it.
+    pub fn output(&self) -> Result<&Tensor> {
+        self.output.as_ref().ok_or_else(|| Error::NotSaved { op: self.op, what: "the output".into() })
+    }
+
+    /// Statistic `i` of the forward rule.
+    ///
+    /// # Errors
+    /// If the forward rule kept fewer.
+    pub fn kept(&self, i: usize) -> Result<&Tensor> {
+        self.kept.get(i).ok_or_else(|| Error::NotSaved { op: self.op, what: format!("statistic {i}") })
+    }
+}
