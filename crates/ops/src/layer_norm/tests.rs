@@ -1,0 +1,63 @@
+use fewstep_tensor::random::{Purpose, Stream};
+
+use super::*;
+use crate::suite;
+
+/// Large enough that rows of one or two elements stay smooth over a difference quotient's step.
+const EPS: f64 = 0.3;
+
+/// Four integers below `below`, a function of the seed.
+fn random_extents(seed: u64, below: usize) -> [usize; 4] {
+    let u = Stream::new(seed, Purpose::Check, 99).uniform(0, 4);
+    std::array::from_fn(|i| (u[i] * below as f64) as usize)
+}
+
+#[test]
+fn every_rule_of_the_modulated_norm_holds_on_random_shapes() {
+    for seed in 0..24 {
+        let [b, g, per_group, d] = random_extents(seed, 9);
+        let (b, g, d) = (b % 3, g % 4 + 1, d * d + seed as usize % 3);
+        let (x, m) = ([b, g * per_group, d], [b, g, d]);
+        suite::check(&LayerNormModulate { eps: EPS }, &[&x, &m, &m], seed).unwrap();
+    }
+    let (x, m) = ([1, 2 * 150, 33], [1, 2, 33]);
+    suite::check(&LayerNormModulate { eps: EPS }, &[&x, &m, &m], 100).unwrap();
+}
+
+#[test]
+fn every_rule_of_the_affine_norm_holds_on_random_shapes() {
+    for seed in 0..24 {
+        let [a, b, c, d] = random_extents(seed, 7);
+        let d = d * d + 1;
+        let x: &[usize] = if seed % 2 == 0 { &[a, b, c, d] } else { &[d] };
+        suite::check(&LayerNormAffine { eps: EPS }, &[x, &[d], &[d]], seed).unwrap();
+    }
+}
+
+#[test]
+fn a_large_mean_does_not_cancel_the_variance() {
+    let d = 257;
+    let noise = suite::draw(5, 0, &[&[1, 1, d]]).unwrap().remove(0).to_vec_f64();
+    let y = |mean: f64| {
+        // Rounded before both runs, so that they see the same differences.
+        let x: Vec<f32> = noise.iter().map(|n| (mean + n) as f32).collect();
+        let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+        let run = |x: Tensor| {
+            let zero = Tensor::zeros(&[1, 1, d], x.dtype(), x.device());
+            LayerNormModulate { eps: 1e-6 }.forward(&[&x, &zero, &zero]).unwrap().y.to_vec_f64()
+        };
+        (run(Tensor::from_vec(x, &[1, 1, d]).unwrap()), run(Tensor::from_vec(exact, &[1, 1, d]).unwrap()))
+    };
+    let (single, double) = y(1024.0);
+    for (s, d) in single.iter().zip(&double) {
+        // The mean itself is known to ε·1024 = 6e-5 of a standard deviation.
+        assert!((s - d).abs() < 2e-4, "{s} against {d}");
+    }
+}
+
+#[test]
+fn a_modulation_that_does_not_divide_the_tokens_is_refused() {
+    let f = |s: &[usize]| Tensor::zeros(s, fewstep_tensor::DType::F32, Device::Cpu);
+    let e = LayerNormModulate { eps: 1e-6 }.forward(&[&f(&[1, 5, 4]), &f(&[1, 2, 4]), &f(&[1, 2, 4])]).unwrap_err();
+    assert!(e.to_string().contains("G dividing L"), "{e}");
+}

@@ -1,0 +1,153 @@
+//! RMS normalisation of queries and keys, with rotary position embedding.
+
+mod cpu;
+mod table;
+
+use std::sync::Arc;
+
+use fewstep_tensor::{DType, Device, Tensor, dispatch_float};
+
+use crate::{Dual, Error, Op, Output, Result, Saved};
+pub use table::RopeTable;
+
+const NAME: &str = "rms_norm_rope";
+
+/// Over what the root mean square is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormScope {
+    /// The whole width D; weight [D] (Wan).
+    Width,
+    /// Each head of width K; weight [K] (Cosmos).
+    Head,
+}
+
+/// Which elements of a head are rotated together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// 2j with 2j + 1 (Wan).
+    Interleaved,
+    /// j with j + K/2 (Cosmos).
+    HalfSplit,
+}
+
+/// A rotary position embedding: (a, b) ← (a·cos − b·sin, a·sin + b·cos) for each pair.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    /// Which elements are pairs.
+    pub style: RopeStyle,
+    /// The angles of each token, shared by the heads.
+    pub table: Arc<RopeTable>,
+}
+
+/// y = RoPE(x/rms(x)·weight), rms(x) = √(mean x² + eps).
+///
+/// Inputs: x [B, L, D] with D = heads·K, weight [D] or [K] by `scope`. Without a rotation x may be [..., D].
+/// Statistics are accumulated in the compute type.
+#[derive(Clone, Debug)]
+pub struct RmsNormRope {
+    /// Heads that the width is divided into.
+    pub heads: usize,
+    /// Over what the root mean square is taken.
+    pub scope: NormScope,
+    /// Added to the mean square.
+    pub eps: f64,
+    /// The rotation, if any; its table has L rows and K/2 columns.
+    pub rope: Option<Rope>,
+}
+
+/// Extents: rows of width d, normalised in parts of width `part`, heads of width k, l tokens a sample.
+struct Extents {
+    rows: usize,
+    d: usize,
+    part: usize,
+    k: usize,
+    l: usize,
+}
+
+/// A rotation's style and tables in the compute type.
+struct Rotation<'a, T> {
+    style: RopeStyle,
+    cos: &'a [T],
+    sin: &'a [T],
+}
+
+impl RmsNormRope {
+    fn extents(&self, x: &[usize], weight: &[usize]) -> Result<Extents> {
+        let heads = self.heads;
+        let Some((&d, leading)) = x.split_last().filter(|(d, _)| heads > 0 && *d % heads == 0) else {
+            return Err(Error::input(NAME, format!("x [..., D], D a multiple of {heads} heads"), x));
+        };
+        let k = d / heads;
+        let part = if self.scope == NormScope::Width { d } else { k };
+        if weight != [part] {
+            return Err(Error::input(NAME, format!("a weight [{part}]"), weight));
+        }
+        let l = match (&self.rope, x) {
+            (None, _) => 1,
+            (Some(rope), &[_, l, _]) if k % 2 == 0 && rope.table.extents() == (l, k / 2) => l,
+            (Some(rope), _) => {
+                let got = (x, k, rope.table.extents());
+                return Err(Error::input(NAME, "x [B, L, D], K even and a rotation table [L, K/2]", got));
+            }
+        };
+        Ok(Extents { rows: leading.iter().product(), d, part, k, l })
+    }
+
+    fn of(&self, x: &[&Tensor]) -> Result<Extents> {
+        match x {
+            [x, weight] => self.extents(x.shape(), weight.shape()),
+            _ => Err(Error::input(NAME, "x and weight", x.len())),
+        }
+    }
+
+    fn rotation<T: fewstep_tensor::Element>(&self, dtype: DType) -> Result<Option<Rotation<'_, T>>> {
+        let Some(rope) = &self.rope else { return Ok(None) };
+        let [cos, sin] = rope.table.get(dtype);
+        Ok(Some(Rotation { style: rope.style, cos: cos.as_slice::<T>()?, sin: sin.as_slice::<T>()? }))
+    }
+}
+
+impl Op for RmsNormRope {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn forward(&self, x: &[&Tensor]) -> Result<Output> {
+        let e = self.of(x)?;
+        let Device::Cpu = x[0].device();
+        dispatch_float!(NAME, x[0].dtype(), T => cpu::forward::<T>(self, &e, x))
+    }
+
+    fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
+        let e = self.of(x)?;
+        if x_dot.iter().all(Option::is_none) {
+            return Ok(Dual { primal: self.forward(x)?.y, tangent: None });
+        }
+        let Device::Cpu = x[0].device();
+        dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(self, &e, x, x_dot))
+    }
+
+    fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let e = self.extents(saved.shape(0), saved.shape(1))?;
+        if y_bar.shape() != saved.shape(0) {
+            return Err(Error::input(NAME, format!("a cotangent {:?}", saved.shape(0)), y_bar.shape()));
+        }
+        let Device::Cpu = y_bar.device();
+        dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(self, &e, saved, y_bar, wanted))
+    }
+
+    fn saves_input(&self, _i: usize) -> bool {
+        true
+    }
+
+    fn saves_output(&self) -> bool {
+        false
+    }
+
+    fn is_expensive(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests;
