@@ -1,1 +1,30 @@
-//! Placeholder while the crate is being written.
+//! Distilling a diffusion model into a generator of few steps: the optimiser, the averaged weights, and everything
+//! that lets a run stop at any point and go on as if it had not.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`optimizer`] | AdamW with warmup; refuses non-finite gradients |
+//! | [`ema`] | the power-function average of the student |
+//! | [`parameters`] | lists of parameters to and from named tensors, strictly |
+//! | [`non_finite`] | the ledger of non-finite values and its budget |
+//! | [`run_folder`] | one process owns one output folder |
+//! | [`checkpoint`] | the training state on disk: written aside, checked, resumed |
+//! | [`configuration`] | whether a run may continue from a checkpoint |
+//! | [`digest`] | SHA-256 of files |
+//! | [`metrics`], [`tensorboard`] | what a run measures, as JSON lines and as event files |
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod configuration;
+pub mod digest;
+pub mod ema;
+mod error;
+pub mod metrics;
+pub mod non_finite;
+pub mod optimizer;
+pub mod parameters;
+pub mod run_folder;
+pub mod tensorboard;
+
+pub use error::{Error, Result};
