@@ -7,6 +7,7 @@
 
 mod activation;
 mod add;
+mod attention;
 mod cast;
 mod combine;
 mod error;
@@ -28,6 +29,7 @@ mod time_embedding;
 
 pub use activation::Activation;
 pub use add::Add;
+pub use attention::Attention;
 pub use cast::Cast;
 pub use combine::Combine;
 pub use error::{Error, Result};

@@ -84,7 +84,7 @@ impl RmsNormRope {
         }
         let l = match (&self.rope, x) {
             (None, _) => 1,
-            (Some(rope), &[_, l, _]) if k % 2 == 0 && rope.table.extents() == (l, k / 2) => l,
+            (Some(rope), &[_, l, _]) if k.is_multiple_of(2) && rope.table.extents() == (l, k / 2) => l,
             (Some(rope), _) => {
                 let got = (x, k, rope.table.extents());
                 return Err(Error::input(NAME, "x [B, L, D], K even and a rotation table [L, K/2]", got));

@@ -1,0 +1,20 @@
+//! Queries lie across the lanes of a register.
+//!
+//! A panel of `NR` queries is multiplied with a block of keys into scores [key][query]. In this layout the maximum,
+//! the exponential and the sums of the softmax are plain vertical arithmetic, and the probabilities are already the
+//! right operand of the product with the values; nothing is transposed between the two products.
+
+mod backward;
+mod forward;
+mod pack;
+mod tile;
+
+pub(super) use backward::vjp;
+pub(super) use forward::{forward, jvp};
+
+/// Rows of a register tile; keys and value columns are packed in panels of this many.
+const MR: usize = 8;
+/// Columns of a register tile: two AVX-512 registers of f32.
+const NR: usize = 32;
+/// Keys of one block: its scores, 16 KiB of f32 a panel, stay in the first-level cache.
+const KEYS: usize = 128;

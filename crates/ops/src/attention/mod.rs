@@ -1,0 +1,105 @@
+//! Scaled dot-product attention that never materialises the scores.
+
+mod cpu;
+
+use fewstep_tensor::{Device, Tensor, dispatch_float};
+
+use crate::{Dual, Error, Op, Output, Result, Saved};
+
+const NAME: &str = "attention";
+
+/// y = softmax(scale·q·kᵀ)·v for each head, without a mask.
+///
+/// Inputs: q [B, L, N·K], k [B, S, N·K], v [B, S, N·V] → [B, L, N·V]; L and S, K and V may differ. By blocks of keys
+/// with a running maximum (FlashAttention-2, arXiv:2307.08691); the tangent in the same pass (rCM, arXiv:2510.08431,
+/// algorithm 2). Keeps the log-sum-exp [B, N, L] of the scaled scores. Accumulates in the compute type. Without keys
+/// the output is zero and the log-sum-exp −∞.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    /// The number of heads N.
+    pub heads: usize,
+    /// The factor of the scores; 1/√K if not given.
+    pub scale: Option<f64>,
+}
+
+/// Extents: b samples, l queries, s keys, n heads of width k (queries, keys) and v (values).
+#[derive(Clone, Copy, Debug)]
+struct Extents {
+    b: usize,
+    l: usize,
+    s: usize,
+    n: usize,
+    k: usize,
+    v: usize,
+    scale: f64,
+}
+
+impl Attention {
+    fn extents(&self, q: &[usize], k: &[usize], v: &[usize]) -> Result<Extents> {
+        let n = self.heads;
+        match (q, k, v) {
+            (&[b, l, qd], &[kb, s, kd], &[vb, vs, vd])
+                if n > 0 && qd > 0 && qd % n == 0 && vd % n == 0 && qd == kd && [kb, vb] == [b, b] && vs == s =>
+            {
+                let k = qd / n;
+                Ok(Extents { b, l, s, n, k, v: vd / n, scale: self.scale.unwrap_or(1.0 / (k as f64).sqrt()) })
+            }
+            _ => {
+                let expected = format!("q [B, L, N·K], k [B, S, N·K], v [B, S, N·V] with N = {n} heads, K > 0");
+                Err(Error::input(NAME, expected, (q, k, v)))
+            }
+        }
+    }
+
+    fn of(&self, x: &[&Tensor]) -> Result<Extents> {
+        match x {
+            [q, k, v] => self.extents(q.shape(), k.shape(), v.shape()),
+            _ => Err(Error::input(NAME, "q, k and v", x.len())),
+        }
+    }
+}
+
+impl Op for Attention {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn forward(&self, x: &[&Tensor]) -> Result<Output> {
+        let e = self.of(x)?;
+        let Device::Cpu = x[0].device();
+        dispatch_float!(NAME, x[0].dtype(), T => cpu::forward::<T>(&e, x))
+    }
+
+    fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
+        let e = self.of(x)?;
+        if x_dot.iter().all(Option::is_none) {
+            return Ok(Dual { primal: self.forward(x)?.y, tangent: None });
+        }
+        let Device::Cpu = x[0].device();
+        dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(&e, x, x_dot))
+    }
+
+    fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let e = self.extents(saved.shape(0), saved.shape(1), saved.shape(2))?;
+        if y_bar.shape() != [e.b, e.l, e.n * e.v] {
+            return Err(Error::input(NAME, format!("a cotangent {:?}", [e.b, e.l, e.n * e.v]), y_bar.shape()));
+        }
+        let Device::Cpu = y_bar.device();
+        dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&e, saved, y_bar, wanted))
+    }
+
+    fn saves_input(&self, _i: usize) -> bool {
+        true
+    }
+
+    fn saves_output(&self) -> bool {
+        true
+    }
+
+    fn is_expensive(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;
