@@ -8,6 +8,12 @@ pub enum Error {
     /// Tensor code refused.
     #[error(transparent)]
     Tensor(#[from] fewstep_tensor::Error),
+    /// A network refused.
+    #[error(transparent)]
+    Op(#[from] fewstep_ops::Error),
+    /// A time, schedule or sampler refused.
+    #[error(transparent)]
+    Diffusion(#[from] fewstep_diffusion::Error),
     /// The operating system refused.
     #[error("{}: {source}", path.display())]
     Io {

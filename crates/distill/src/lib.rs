@@ -20,11 +20,14 @@ pub mod configuration;
 pub mod digest;
 pub mod ema;
 mod error;
+pub mod method;
 pub mod metrics;
 pub mod non_finite;
+pub mod objectives;
 pub mod optimizer;
 pub mod parameters;
 pub mod run_folder;
+pub mod steps;
 pub mod tensorboard;
 
 pub use error::{Error, Result};

@@ -36,6 +36,9 @@ type Rerun = Box<dyn Fn(&Reverse<'_>, &[Var]) -> Result<Var>>;
 enum Node {
     Input,
     Param(ParamId),
+    /// An input of a segment whose activations are kept: cotangents add up inside the segment before they leave it, in
+    /// the order in which a recomputed segment would add them, so that both give the same bits.
+    Boundary(usize),
     Op { op: Box<dyn Op>, inputs: Vec<Option<usize>>, saved: Saved },
     Segment { rerun: Rerun, inputs: Vec<Var>, kept: Vec<Output> },
 }
@@ -145,6 +148,7 @@ impl<'p> Reverse<'p> {
             match node {
                 Node::Input => {}
                 Node::Param(id) => grads.accumulate(id, bar)?,
+                Node::Boundary(outer) => accumulate(&mut bars[outer], bar)?,
                 Node::Op { op, inputs, saved } => {
                     let wanted: Vec<bool> = inputs.iter().map(Option::is_some).collect();
                     let x_bar = op.vjp(&saved, &bar, &wanted)?;
@@ -216,7 +220,11 @@ impl Mode for Reverse<'_> {
 
     fn segment(&self, segment: impl Segment, inputs: &[&Var]) -> Result<Var> {
         if self.recompute == Recompute::Nothing {
-            let inputs: Vec<Var> = inputs.iter().map(|&v| v.clone()).collect();
+            let boundary = |v: &Var| match v.node {
+                Some(outer) => self.push(v.value.clone(), Node::Boundary(outer)),
+                None => v.clone(),
+            };
+            let inputs: Vec<Var> = inputs.iter().map(|&v| boundary(v)).collect();
             return segment.run(self, &inputs);
         }
         let keep = self.recompute == Recompute::AllButAttention;

@@ -85,7 +85,11 @@ pub fn write_aside(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<
         Some(p) if !p.as_os_str().is_empty() => p.to_path_buf(),
         _ => PathBuf::from("."),
     };
-    let mut aside = tempfile::NamedTempFile::new_in(&folder).map_err(|e| io(&folder, e))?;
+    let mut builder = tempfile::Builder::new();
+    // The system's default rights, narrowed by the umask as usual; temporary files are otherwise private.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut aside = builder.tempfile_in(&folder).map_err(|e| io(&folder, e))?;
     fill(aside.as_file_mut()).map_err(|e| io(path, e))?;
     aside.as_file().sync_all().map_err(|e| io(path, e))?;
     aside.persist(path).map_err(|e| io(path, e.error))?;

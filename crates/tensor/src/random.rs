@@ -55,7 +55,7 @@ impl Stream {
     }
 
     /// Sub-stream `k` (< 2¹⁶) of the same purpose, such as one step of a simulation.
-    pub fn sub(self, k: u32) -> Self {
+    pub fn step(self, k: u32) -> Self {
         debug_assert!(k < 1 << 16, "sub-stream beyond the counter");
         Stream { purpose: self.purpose | k << 16, ..self }
     }
@@ -199,6 +199,6 @@ mod tests {
         assert_ne!(Stream::new(1 << 32 | 1, Purpose::Noise, 2).normal(3, 10), want);
         assert_ne!(Stream::new(1, Purpose::Time, 2).normal(3, 10), want);
         assert_ne!(Stream::new(1, Purpose::Noise, 3).normal(3, 10), want);
-        assert_ne!(base.sub(1).normal(3, 10), want);
+        assert_ne!(base.step(1).normal(3, 10), want);
     }
 }

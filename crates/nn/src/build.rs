@@ -1,0 +1,84 @@
+//! Declaring parameters and applying the layers made of them.
+
+use fewstep_ops::{Activation, Init, Linear, Mode, Op, ParamId, ParamSpec, Result};
+
+/// Collects a network's parameters in order.
+#[derive(Debug, Default)]
+pub struct Builder {
+    specs: Vec<ParamSpec>,
+}
+
+impl Builder {
+    /// Declares one parameter.
+    pub fn param(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> ParamId {
+        self.specs.push(ParamSpec { name: name.into(), shape: shape.to_vec(), init });
+        ParamId(self.specs.len() - 1)
+    }
+
+    /// Declares `name.weight` [outputs, inputs] of variance 1/inputs and `name.bias` of zeros.
+    pub fn projection(&mut self, name: &str, inputs: usize, outputs: usize) -> Projection {
+        self.projection_with(name, inputs, outputs, Init::Normal((inputs as f64).powf(-0.5)))
+    }
+
+    /// Declares `name.weight` [outputs, inputs] and `name.bias` of zeros.
+    pub fn projection_with(&mut self, name: &str, inputs: usize, outputs: usize, init: Init) -> Projection {
+        let weight = self.param(format!("{name}.weight"), &[outputs, inputs], init);
+        let bias = self.param(format!("{name}.bias"), &[outputs], Init::Zeros);
+        Projection { weight, bias }
+    }
+
+    /// Declares `name.weight` of ones and `name.bias` of zeros.
+    pub fn affine(&mut self, name: &str, dim: usize) -> Affine {
+        let weight = self.param(format!("{name}.weight"), &[dim], Init::Ones);
+        let bias = self.param(format!("{name}.bias"), &[dim], Init::Zeros);
+        Affine { weight, bias }
+    }
+
+    /// The parameters declared so far.
+    pub fn finish(self) -> Vec<ParamSpec> {
+        self.specs
+    }
+}
+
+/// A linear layer with bias.
+#[derive(Clone, Copy, Debug)]
+pub struct Projection {
+    weight: ParamId,
+    bias: ParamId,
+}
+
+impl Projection {
+    /// x·Wᵀ + b.
+    ///
+    /// # Errors
+    /// If x has another width than the layer.
+    pub fn apply<M: Mode>(&self, m: &M, x: &M::Value) -> Result<M::Value> {
+        m.apply(Linear { bias: true }, &[x, &m.param(self.weight)?, &m.param(self.bias)?])
+    }
+
+    /// Another layer applied to the activation of this one.
+    ///
+    /// # Errors
+    /// As [`Projection::apply`].
+    pub fn then<M: Mode>(&self, m: &M, x: &M::Value, a: Activation, next: &Projection) -> Result<M::Value> {
+        let hidden = self.apply(m, x)?;
+        next.apply(m, &m.apply(a, &[&hidden])?)
+    }
+}
+
+/// Gain and offset of a normalisation.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine {
+    weight: ParamId,
+    bias: ParamId,
+}
+
+impl Affine {
+    /// The normalisation with this gain and offset.
+    ///
+    /// # Errors
+    /// If x has another width.
+    pub fn apply<M: Mode>(&self, m: &M, norm: impl Op + 'static, x: &M::Value) -> Result<M::Value> {
+        m.apply(norm, &[x, &m.param(self.weight)?, &m.param(self.bias)?])
+    }
+}
