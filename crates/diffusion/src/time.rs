@@ -65,14 +65,16 @@ impl TrigTime {
     pub const CLEAN: TrigTime = TrigTime(0.0);
     /// Nothing but noise, t = π/2.
     pub const NOISE: TrigTime = TrigTime(FRAC_PI_2);
+    /// π/2 rounded to f32, 4.4e-8 beyond π/2: accepted, since times that passed through f32 take this value.
+    pub const NOISE_F32: TrigTime = TrigTime(std::f32::consts::FRAC_PI_2 as f64);
 
     /// A time in radians.
     ///
     /// # Errors
-    /// If t is NaN or outside [0, π/2].
+    /// If t is NaN or outside [0, π/2]; π/2 rounded to f32 is let pass.
     pub fn new(t: f64) -> Result<Self> {
         let remedy = "TrigFlow times are angles in radians; convert a σ by TrigTime::from(Sigma)";
-        within((0.0..=FRAC_PI_2).contains(&t), "TrigFlow time t", "[0, π/2]", t, remedy).map(TrigTime)
+        within((0.0..=Self::NOISE_F32.0).contains(&t), "TrigFlow time t", "[0, π/2]", t, remedy).map(TrigTime)
     }
 
     /// (sin t, cos t).
@@ -130,7 +132,7 @@ impl From<Sigma> for TrigTime {
 impl From<TrigTime> for RfTime {
     fn from(t: TrigTime) -> RfTime {
         let (s, c) = t.sin_cos();
-        RfTime(s / (c + s))
+        RfTime((s / (c + s)).min(1.0))
     }
 }
 
@@ -341,7 +343,7 @@ mod tests {
             assert!(TrigTime::new(bad).is_err() && RfTime::new(bad).is_err());
             assert!(Sigma::new(bad).is_err() && Shift::new(bad).is_err());
         }
-        assert!(TrigTime::new(FRAC_PI_2.next_up()).is_err());
+        assert!(TrigTime::new(TrigTime::NOISE_F32.get().next_up()).is_err());
         assert!(RfTime::new(1f64.next_up()).is_err());
         assert!(Shift::new(0.0).is_err() && Shift::new(f64::INFINITY).is_err());
         assert!(

@@ -48,8 +48,10 @@ pub struct Diffusion {
 /// The random numbers of a backward simulation of N steps.
 #[derive(Clone, Debug)]
 pub struct SimulationDraws {
-    /// The state at π/2.
+    /// The state at the first time.
     pub start: Tensor,
+    /// The first time: π/2.
+    pub start_time: TrigTime,
     /// Candidate times t̂ of steps 2…N, each sample its own; what fixed simulations ignore.
     pub candidates: Vec<Vec<TrigTime>>,
     /// Fresh noise of steps 2…N.
@@ -184,13 +186,19 @@ impl<N: Network> Roles<'_, N> {
 
     /// dCM: trains the student's x_0 at t_0 towards its own x_0 some teacher steps later.
     ///
-    /// `u` is uniform in [0, 1), one a sample.
+    /// `grid` is [`dcm_grid`]'s.
     ///
     /// # Errors
     /// If the batch does not fit the networks.
-    pub fn dcm(&self, c: &Dcm, b: &Batch, u: &[f64], eps: &Tensor, grads: &mut Grads) -> Result<DcmStep> {
-        let grid = dcm_grid(c, u)?;
-        let t = grid[0].clone();
+    pub fn dcm(
+        &self,
+        c: &Dcm,
+        b: &Batch,
+        grid: &[Vec<TrigTime>],
+        eps: &Tensor,
+        grads: &mut Grads,
+    ) -> Result<DcmStep> {
+        let t = grid.first().cloned().unwrap_or_default();
         let x_t = diffuse(&b.x_0, eps, &t)?;
         let mut x = x_t.clone();
         for pair in grid.windows(2) {
@@ -211,7 +219,7 @@ impl<N: Network> Roles<'_, N> {
     /// Runs the student from noise to the last step of a simulation: its state and time there.
     fn simulate(&self, c: &Dmd, b: &Batch, d: &SimulationDraws) -> Result<(Tensor, Vec<TrigTime>)> {
         let mut x = d.start.clone();
-        let mut t = vec![TrigTime::NOISE; b.x_0.shape()[0]];
+        let mut t = vec![d.start_time; b.x_0.shape()[0]];
         for (n, (candidates, eps)) in d.candidates.iter().zip(&d.noise).enumerate() {
             let x_0 = clean(&x, &self.student.velocity(&x, &t, &b.conditions)?, &t)?;
             match &c.simulation {
@@ -276,8 +284,11 @@ fn step_back(t: TrigTime, h: f64) -> TrigTime {
     TrigTime::new(h).map_or(t, |h| h.min(t))
 }
 
-/// t_0 … t_k of each sample: s_j = 1 − (u·(1 − kΔ) + jΔ), shifted, as TrigFlow times.
-fn dcm_grid(c: &Dcm, u: &[f64]) -> Result<Vec<Vec<TrigTime>>> {
+/// t_0 … t_k of each sample: s_j = 1 − (u·(1 − kΔ) + jΔ), shifted, as TrigFlow times; u is uniform in [0, 1).
+///
+/// # Errors
+/// If a u lies outside.
+pub fn dcm_grid(c: &Dcm, u: &[f64]) -> Result<Vec<Vec<TrigTime>>> {
     let delta = 1.0 / c.steps as f64;
     let room = 1.0 - c.skip as f64 * delta;
     let point = |u: f64, j: u64| -> Result<TrigTime> {
