@@ -18,8 +18,11 @@
 pub mod checkpoint;
 pub mod configuration;
 pub mod digest;
+pub mod distiller;
 pub mod ema;
 mod error;
+pub mod examples;
+pub mod learner;
 pub mod method;
 pub mod metrics;
 pub mod non_finite;
@@ -28,6 +31,8 @@ pub mod optimizer;
 pub mod parameters;
 pub mod run_folder;
 pub mod steps;
+pub mod teaching;
 pub mod tensorboard;
+pub mod training;
 
 pub use error::{Error, Result};

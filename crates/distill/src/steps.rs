@@ -23,6 +23,8 @@ pub struct Roles<'a, N> {
     pub guidance: Guidance,
     /// What the backward pass keeps.
     pub recompute: Recompute,
+    /// Factor on every gradient: 1/(global batch) for means over it.
+    pub weight: f64,
 }
 
 /// A batch with its conditions; the conditions have the networks' dtype.
@@ -104,6 +106,10 @@ pub struct ScoreStep {
 }
 
 impl<N: Network> Roles<'_, N> {
+    fn weighted(&self, loss: &Loss) -> Result<Tensor> {
+        Ok(arith::scale(&vec![self.weight; loss.per_sample.len()], &loss.f_bar)?)
+    }
+
     fn teacher_velocity(&self, x_t: &Tensor, t: &[TrigTime], b: &Batch) -> Result<Tensor> {
         Ok(self.teacher.guided_velocity(x_t, t, &b.conditions, &b.unconditional, self.guidance)?)
     }
@@ -128,7 +134,7 @@ impl<N: Network> Roles<'_, N> {
             scale: c.scale,
         };
         let objectives::Scm { loss, tangent_norm } = objectives::scm(&terms)?;
-        tape.backward(loss.f_bar.clone(), grads)?;
+        tape.backward(self.weighted(&loss)?, grads)?;
         Ok(ScmStep { loss, tangent_norm, x_t, f_theta, f_teacher, f_dot })
     }
 
@@ -212,7 +218,7 @@ impl<N: Network> Roles<'_, N> {
         let x_0 = clean(&x_t, tape.f(), &t)?;
         let terms = DcmTerms { x_t: &x_t, t: &t, f_theta: tape.f(), target: &target, scale: c.scale };
         let loss = objectives::dcm(&terms)?;
-        tape.backward(loss.f_bar.clone(), grads)?;
+        tape.backward(self.weighted(&loss)?, grads)?;
         Ok(DcmStep { loss, t, x_t, x_0 })
     }
 
@@ -252,7 +258,7 @@ impl<N: Network> Roles<'_, N> {
         let terms =
             DmdTerms { sample: &sample, t: &t, x_0_fake: &x_0_fake, x_0_teacher: &x_0_teacher, scale: c.scale };
         let loss = objectives::dmd(&terms)?;
-        tape.backward(loss.f_bar.clone(), grads)?;
+        tape.backward(self.weighted(&loss)?, grads)?;
         Ok(ScoreStep { loss, sample, x_t, x_0_fake, x_0_teacher: Some(x_0_teacher) })
     }
 
@@ -274,7 +280,7 @@ impl<N: Network> Roles<'_, N> {
         let tape = self.fake_score.velocity_tape(&x_t, &d.t, &b.conditions, self.recompute)?;
         let x_0_fake = clean(&x_t, tape.f(), &d.t)?;
         let loss = objectives::critic(&CriticTerms { sample: &sample, eps: &d.eps, t: &d.t, f_fake: tape.f() })?;
-        tape.backward(loss.f_bar.clone(), grads)?;
+        tape.backward(self.weighted(&loss)?, grads)?;
         Ok(ScoreStep { loss, sample, x_t, x_0_fake, x_0_teacher: None })
     }
 }

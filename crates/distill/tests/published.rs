@@ -98,6 +98,7 @@ impl Reference {
             fake_score: with(&self.fake_score),
             guidance: Guidance::new(self.number(variant, "teacher_guidance")).unwrap(),
             recompute: Recompute::AllButAttention,
+            weight: 1.0,
         }
     }
 

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use fewstep_tensor::Tensor;
+use fewstep_tensor::{DType, Tensor};
 
 use crate::{Mode, ParamSpec, Result};
 
@@ -16,6 +16,38 @@ pub struct Conditions<V = Tensor> {
 }
 
 impl Conditions {
+    fn map(&self, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        let optional = |t: &Option<Tensor>| t.as_ref().map(&f).transpose();
+        Ok(Conditions { text: f(&self.text)?, image: optional(&self.image)?, latent: optional(&self.latent)? })
+    }
+
+    /// The conditions in another dtype.
+    pub fn to_dtype(&self, dtype: DType) -> Self {
+        Conditions {
+            text: self.text.to_dtype(dtype),
+            image: self.image.as_ref().map(|t| t.to_dtype(dtype)),
+            latent: self.latent.as_ref().map(|t| t.to_dtype(dtype)),
+        }
+    }
+
+    /// Samples `start..start + len`.
+    ///
+    /// # Errors
+    /// If there are fewer.
+    pub fn narrow(&self, start: usize, len: usize) -> Result<Self> {
+        self.map(|t| Ok(t.narrow(start, len)?))
+    }
+
+    /// The text of `other` for the marked samples, one's own for the rest.
+    ///
+    /// # Errors
+    /// If the texts differ in shape, or there is not one mark a sample.
+    pub fn replaced(&self, other: &Conditions, marked: &[bool]) -> Result<Self> {
+        let rows = marked.iter().enumerate().map(|(i, &m)| (if m { other } else { self }).text.narrow(i, 1));
+        let rows = rows.collect::<fewstep_tensor::Result<Vec<_>>>()?;
+        Ok(Conditions { text: Tensor::cat(&rows.iter().collect::<Vec<_>>())?, ..self.clone() })
+    }
+
     /// Text alone.
     pub fn text(text: Tensor) -> Self {
         Conditions { text, image: None, latent: None }

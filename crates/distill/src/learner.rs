@@ -1,0 +1,101 @@
+//! One network in training: weights, optimiser and averaged weights.
+
+use std::collections::BTreeMap;
+
+use fewstep_ops::{Grads, Params};
+use fewstep_tensor::file::TensorFile;
+
+use crate::ema::{PowerEma, PowerProfile};
+use crate::optimizer::{AdamW, AdamWConfig, Step};
+use crate::parameters::{pack, unpack};
+use crate::{Error, Result};
+
+/// A network's f32 weights with what trains them.
+#[derive(Debug)]
+pub struct Learner {
+    role: &'static str,
+    names: Vec<String>,
+    params: Params,
+    optimizer: AdamW,
+    ema: Option<PowerEma>,
+}
+
+impl Learner {
+    /// Starts from these weights. `role` names its files in a checkpoint.
+    ///
+    /// # Errors
+    /// If the optimiser's settings are refused.
+    pub fn new(
+        role: &'static str,
+        params: Params,
+        optimizer: AdamWConfig,
+        average: Option<PowerProfile>,
+    ) -> Result<Self> {
+        let names: Vec<String> = params.specs().iter().map(|s| s.name.clone()).collect();
+        let optimizer = AdamW::new(optimizer, &names, params.tensors())?;
+        let ema = average.map(|profile| PowerEma::new(profile, params.tensors()));
+        Ok(Learner { role, names, params, optimizer, ema })
+    }
+
+    /// The weights.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The averaged weights, or the weights themselves where none are kept.
+    ///
+    /// # Errors
+    /// Never: the average has the network's shapes.
+    pub fn averaged(&self) -> Result<Params> {
+        Ok(match &self.ema {
+            Some(ema) => Params::new(self.params.specs(), ema.weights().to_vec())?,
+            None => self.params.clone(),
+        })
+    }
+
+    /// One optimiser step at `lr_scale` times the learning rate; the average follows as that of step `k`. Neither
+    /// happens if a gradient is not finite.
+    ///
+    /// # Errors
+    /// If the gradients are not this network's.
+    pub fn update(&mut self, grads: Grads, k: u64, lr_scale: f64) -> Result<Step> {
+        let grads = grads.into_tensors(&self.params);
+        let step = self.optimizer.step(self.params.tensors_mut(), &grads, lr_scale)?;
+        if let (Step::Taken(_), Some(ema)) = (&step, &mut self.ema) {
+            ema.update(self.params.tensors(), k)?;
+        }
+        Ok(step)
+    }
+
+    /// Adds weights, optimiser state and average to a checkpoint's files.
+    ///
+    /// # Errors
+    /// Never for lists that belong together, as these do.
+    pub fn export(&self, files: &mut BTreeMap<String, TensorFile>) -> Result<()> {
+        let tensors = pack("", &self.names, self.params.tensors())?;
+        files.insert(self.role.into(), TensorFile { tensors, ..Default::default() });
+        files.insert(format!("optim_{}", self.role), self.optimizer.export()?);
+        if let Some(ema) = &self.ema {
+            files.insert(format!("{}_ema", self.role), ema.export(&self.names)?);
+        }
+        Ok(())
+    }
+
+    /// Takes over the state of a checkpoint.
+    ///
+    /// # Errors
+    /// If a file is missing or not this network's.
+    pub fn import(&mut self, files: &BTreeMap<String, TensorFile>) -> Result<()> {
+        let file = |name: String| {
+            let missing = || Error::parameters("the checkpoint", format!("a file '{name}'"), "none");
+            files.get(&name).ok_or_else(missing)
+        };
+        let tensors = unpack(file(self.role.into())?, "", &self.names, self.params.tensors())?;
+        self.params = Params::new(self.params.specs(), tensors)?;
+        self.optimizer.import(file(format!("optim_{}", self.role))?)?;
+        match &mut self.ema {
+            Some(ema) => ema.import(file(format!("{}_ema", self.role))?, &self.names),
+            None => Ok(()),
+        }
+    }
+}
