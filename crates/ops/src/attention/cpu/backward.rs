@@ -99,7 +99,6 @@ impl<T: Real> Packed<T> {
         product(
             &self.k_by_key.head(i)[first / MR * e.k..],
             e.k,
-            e.k,
             &self.q_by_query.head(i)[panel * e.k..][..e.k],
             p,
             false,
@@ -112,7 +111,7 @@ impl<T: Real> Packed<T> {
             return;
         }
         let y_bar = &self.y_bar_by_query.head(i)[panel * e.v..][..e.v];
-        product(&self.v_by_key.head(i)[first / MR * e.v..], e.v, e.v, y_bar, s_bar, false);
+        product(&self.v_by_key.head(i)[first / MR * e.v..], e.v, y_bar, s_bar, false);
         score_cotangents(p, s_bar, &self.delta[i * panels + panel]);
         if let Some(k_bar) = &mut task.k_bar {
             over_queries(s_bar, self.q_by_column.head(i), e.l, (panel * NR, queries), k_bar, d.keys, local);
@@ -120,7 +119,7 @@ impl<T: Real> Packed<T> {
         if let Some(q_bar) = &mut task.q_bar {
             let columns = e.k.next_multiple_of(MR);
             let q_bar = &mut q_bar[panel * columns..][..columns];
-            product(&self.k_by_column.head(i)[first..], e.s, keys, &s_bar[..keys], q_bar, true);
+            product(&self.k_by_column.head(i)[first..], e.s, &s_bar[..keys], q_bar, true);
         }
     }
 }

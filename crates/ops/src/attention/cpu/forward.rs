@@ -100,12 +100,12 @@ impl<T: Real> Packed<'_, T> {
         let (q, q_dot) = (&s.q[panel * e.k..][..e.k], &s.q_dot[panel * e.k..][..e.k]);
         let k = &self.k.head(i)[first / MR * e.k..];
         let (scores, scores_dot) = (&mut s.scores[..padded], &mut s.scores_dot[..padded]);
-        product(k, e.k, e.k, q, scores, false);
+        product(k, e.k, q, scores, false);
         if self.q_dot.is_some() {
-            product(k, e.k, e.k, q_dot, scores_dot, false);
+            product(k, e.k, q_dot, scores_dot, false);
         }
         if let Some(k_dot) = &self.k_dot {
-            product(&k_dot.head(i)[first / MR * e.k..], e.k, e.k, q, scores_dot, self.q_dot.is_some());
+            product(&k_dot.head(i)[first / MR * e.k..], e.k, q, scores_dot, self.q_dot.is_some());
         }
         let (p, h) = (&mut scores[..keys], &mut scores_dot[..keys]);
         let state = &mut s.softmax[panel];
@@ -119,13 +119,13 @@ impl<T: Real> Packed<'_, T> {
         }
         if e.v > 0 {
             let v = &self.v.head(i)[first..];
-            product(v, e.s, keys, p, y, true);
+            product(v, e.s, p, y, true);
             if let Some(v_dot) = &self.v_dot {
-                product(&v_dot.head(i)[first..], e.s, keys, p, y_dot, true);
+                product(&v_dot.head(i)[first..], e.s, p, y_dot, true);
             }
             if self.has_score_tangent() {
                 weigh(p, h, &shrink, state);
-                product(v, e.s, keys, h, y_dot, true);
+                product(v, e.s, h, y_dot, true);
             }
         }
     }
