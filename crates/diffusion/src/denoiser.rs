@@ -15,6 +15,11 @@ pub struct Denoiser<N> {
     wrapper: Wrapper,
 }
 
+impl<N> Denoiser<N> {
+    /// The unit of the schedules' timesteps: τ = 1 is 1000.
+    pub(crate) const TIMESTEPS: f64 = 1000.0;
+}
+
 impl<N: Network> Denoiser<N> {
     /// Wraps a network.
     pub fn new(network: N, wrapper: Wrapper) -> Self {
@@ -24,6 +29,11 @@ impl<N: Network> Denoiser<N> {
     /// The raw network.
     pub fn network(&self) -> &N {
         &self.network
+    }
+
+    /// How the raw network's input, time and output relate to TrigFlow's.
+    pub fn wrapper(&self) -> Wrapper {
+        self.wrapper
     }
 
     /// F(x_t, t) in any mode: x_t [B, C, F, H, W] f64, t [B] f64 → f64.

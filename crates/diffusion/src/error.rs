@@ -85,6 +85,9 @@ pub enum Error {
         /// How many values there are.
         of: usize,
     },
+    /// A network refused.
+    #[error(transparent)]
+    Op(#[from] fewstep_ops::Error),
     /// Tensor arithmetic refused.
     #[error(transparent)]
     Tensor(#[from] fewstep_tensor::Error),

@@ -8,6 +8,9 @@ pub enum Error {
     /// Tensor code refused.
     #[error(transparent)]
     Tensor(#[from] fewstep_tensor::Error),
+    /// Examples could not be read.
+    #[error(transparent)]
+    Examples(Box<dyn std::error::Error + Send + Sync>),
     /// A network refused.
     #[error(transparent)]
     Op(#[from] fewstep_ops::Error),

@@ -40,7 +40,11 @@ impl TensorFile {
         Self::parse(&map, path)
     }
 
-    fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
+    /// Reads every tensor of a safetensors file already in memory; `path` names it in messages.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`].
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
         let malformed = |e| bad(path, format!("not a complete safetensors file ({e}); fetch or write it again"));
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
         let views = SafeTensors::deserialize(bytes).map_err(malformed)?;

@@ -1,0 +1,109 @@
+//! A model file: weights that say themselves what network they are of and how it is sampled.
+
+use std::path::{Path, PathBuf};
+
+use fewstep_diffusion::{Denoiser, Predictor, Wrapper};
+use fewstep_distill::digest;
+use fewstep_distill::distiller::TeacherReference;
+use fewstep_nn::wan::{Wan, WanConfig, WanLayout};
+use fewstep_ops::Params;
+use fewstep_tensor::DType;
+use fewstep_tensor::file::TensorFile;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::settings::{StudentSampling, TeacherSampling};
+
+/// The metadata key of a safetensors file under which a model describes itself.
+const DESCRIPTION_KEY: &str = "fewstep";
+/// How a model inside the program is named.
+const BUILTIN: &str = "builtin:";
+
+/// What a model file says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    /// The network's extents.
+    pub network: WanConfig,
+    /// How it is sampled.
+    pub role: Role,
+}
+
+/// What a model is, and how it is sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Many guided steps.
+    Teacher(TeacherSampling),
+    /// Few steps without guidance.
+    Student(StudentSampling),
+}
+
+/// A network with weights, ready to sample.
+pub struct Model {
+    /// The network and its preconditioning.
+    pub denoiser: Denoiser<Wan>,
+    /// The weights, in the compute dtype.
+    pub params: Params,
+    /// What it is and how it is sampled.
+    pub role: Role,
+    /// Where it came from, with its hash.
+    pub reference: TeacherReference,
+}
+
+impl Model {
+    /// Reads a model file, or one inside the program by `builtin:NAME`.
+    ///
+    /// # Errors
+    /// If it cannot be read, does not describe itself, or its weights are not those of its network.
+    pub fn load(source: &str, dtype: DType) -> Result<Self> {
+        let path = PathBuf::from(source);
+        let (file, sha256) = match source.strip_prefix(BUILTIN) {
+            Some(name) => {
+                let bytes = builtin(name)?;
+                (TensorFile::parse(bytes, &path)?, digest::sha256(bytes))
+            }
+            None => (TensorFile::read(&path)?, digest::sha256_file(&path)?),
+        };
+        let description = file.metadata.get(DESCRIPTION_KEY).ok_or_else(|| {
+            Error::Argument(format!(
+                "{source}: the file does not say what network it is (no '{DESCRIPTION_KEY}' in its header); use a model \
+                 that teach or distill wrote, or `fewstep apply` for bare weights"
+            ))
+        })?;
+        let Description { network, role } = serde_json::from_str(description)
+            .map_err(|e| Error::Argument(format!("{source}: cannot read its description: {e}")))?;
+        let wan = Wan::new(network)?;
+        let params = wan.load_from(&file, &path, dtype)?;
+        let reference = TeacherReference { path: source.into(), sha256 };
+        Ok(Model { denoiser: Denoiser::new(wan, Wrapper::Rf1000), params, role, reference })
+    }
+
+    /// Writes a model file of bf16 weights under the original names.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(path: &Path, network: &Wan, params: &Params, role: Role) -> Result<()> {
+        let description = Description { network: network.config().clone(), role };
+        let mut file = network.store(params, WanLayout::Rcm, DType::Bf16)?;
+        let text = serde_json::to_string(&description).map_err(|e| Error::Argument(e.to_string()))?;
+        file.metadata.insert(DESCRIPTION_KEY.into(), text);
+        Ok(file.write(path)?)
+    }
+
+    /// The model as what answers for predictions.
+    pub fn predictor(&self) -> Predictor<'_, Wan> {
+        Predictor { denoiser: &self.denoiser, params: &self.params }
+    }
+
+    /// The network.
+    pub fn network(&self) -> &Wan {
+        self.denoiser.network()
+    }
+}
+
+fn builtin(name: &str) -> Result<&'static [u8]> {
+    match name {
+        "digits-teacher" => Ok(include_bytes!("../assets/digits-teacher.safetensors")),
+        _ => Err(Error::Argument(format!("no model '{BUILTIN}{name}' is inside the program; there is {BUILTIN}digits-teacher"))),
+    }
+}

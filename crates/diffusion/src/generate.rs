@@ -1,0 +1,76 @@
+//! Samples from a network: a teacher's many guided steps, a student's few.
+
+use fewstep_ops::{Conditions, Network, Plain};
+use fewstep_tensor::random::{Purpose, Stream};
+use fewstep_tensor::{DType, Device, Tensor, arith};
+
+use crate::{Branch, Denoiser, FewStepGrid, Guidance, Predictor, Result, Sampler, Schedule, Step, clean, few_step};
+
+/// Sub-streams of the sampling noise are steps; the published long grids have 8.
+fn noise(seed: u64, step: usize, first: u64, shape: &[usize]) -> Result<Tensor> {
+    let stream = Stream::new(seed, Purpose::Sample, 0).step(step as u32);
+    Ok(arith::normal(&stream, first, shape, DType::F64, Device::Cpu)?)
+}
+
+/// Which samples are drawn: sample i of a seed is the same whatever the batch it is drawn in.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw<'a> {
+    /// The seed.
+    pub seed: u64,
+    /// Global index of the first sample.
+    pub first: u64,
+    /// [B, C, F, H, W].
+    pub shape: &'a [usize],
+}
+
+impl<N: Network> Predictor<'_, N> {
+    /// Samples in the grid's few steps; f64. `observe` sees each step's index and its x_0.
+    ///
+    /// # Errors
+    /// If shapes do not fit the network, or a prediction is not finite.
+    pub fn generate_few_step(
+        &self,
+        grid: &FewStepGrid,
+        draw: Draw,
+        conditions: &Conditions,
+        observe: impl FnMut(usize, &Tensor),
+    ) -> Result<Tensor> {
+        let predict = |x: &Tensor, _: usize, t| {
+            let t = vec![t; x.shape()[0]];
+            clean(x, &self.velocity(x, &t, conditions)?, &t)
+        };
+        let fresh = |step| noise(draw.seed, step, draw.first, draw.shape);
+        few_step(grid, &fresh(0)?, predict, fresh, observe)
+    }
+
+    /// Samples by a many-step sampler with guidance; f64. `observe` sees each step and its state.
+    ///
+    /// # Errors
+    /// If shapes do not fit the network, the sampler does not fit the schedule, or a prediction is not finite.
+    pub fn generate(
+        &self,
+        (sampler, schedule): (Sampler, &Schedule),
+        draw: Draw,
+        (conditions, unconditional): (&Conditions, &Conditions),
+        guidance: Guidance,
+        observe: impl FnMut(Step, &Tensor),
+    ) -> Result<Tensor> {
+        let model = |x: &Tensor, step: Step| {
+            guidance.apply(|branch| {
+                let c = if branch == Branch::Conditional { conditions } else { unconditional };
+                self.raw(x, step.timestep, c)
+            })
+        };
+        sampler.sample(schedule, &noise(draw.seed, 0, draw.first, draw.shape)?, model, observe)
+    }
+
+    /// The raw network's ε − x_0 at a rectified-flow state and a timestep in the schedules' unit, 1000·τ.
+    fn raw(&self, x: &Tensor, timestep: f64, conditions: &Conditions) -> Result<Tensor> {
+        let m = Plain::new(self.params);
+        let time = timestep / Denoiser::<N>::TIMESTEPS * self.denoiser.wrapper().time_factor();
+        let t = Tensor::from_vec(vec![time; x.shape()[0]], &[x.shape()[0]])?;
+        let x = x.to_dtype(conditions.text.dtype());
+        let v = self.denoiser.network().forward(&m, &x, &t, &conditions.in_mode(&m))?;
+        Ok(v.to_dtype(DType::F64))
+    }
+}
