@@ -18,6 +18,10 @@ const BATCH: usize = 16;
 const CLIP: usize = CHANNELS * FRAMES * HEIGHT * WIDTH;
 
 /// Judges clips [C = 3, F = 6, H = 16, W = 16] of f32 in [-1, 1].
+///
+/// The classifier was trained to see through blur and noise, so precision and the accuracies forgive both: noise of
+/// standard deviation 0.4 leaves 98 % of the captions readable. The Fréchet distance does not; read it beside them.
+/// `assets/README.md` lists what sets of known worth score.
 #[derive(Debug)]
 pub struct Evaluator {
     classifier: Classifier,

@@ -177,7 +177,7 @@ fn measures_survive_json_and_stand_under_their_heading() {
 }
 
 #[test]
-#[ignore = "two minutes: trains the classifier from nothing"]
+#[ignore = "a minute: trains the classifier from nothing"]
 fn training_with_the_defaults_gives_a_classifier_as_good_as_the_shipped_one() {
     let evaluator = Evaluator::with_weights(train(&TrainConfig::default(), |_| {}).unwrap()).unwrap();
     let reference = evaluator.reference(Split::HeldOut, SEEDS[0], SAMPLES).unwrap();

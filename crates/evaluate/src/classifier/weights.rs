@@ -21,7 +21,7 @@ pub fn shipped() -> Result<Params> {
     parse(SHIPPED, SHIPPED_NAME)
 }
 
-/// Reads weights that [`write`] wrote, in f32.
+/// Reads weights that [`write()`] wrote, in f32.
 ///
 /// # Errors
 /// If the file cannot be read, or lacks a parameter, holds another or a non-finite value.
