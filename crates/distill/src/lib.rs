@@ -15,6 +15,7 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+pub mod check_jvp;
 pub mod checkpoint;
 pub mod configuration;
 pub mod digest;

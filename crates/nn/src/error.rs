@@ -11,6 +11,14 @@ pub enum Error {
         /// What to change.
         remedy: String,
     },
+    /// Weights in no published layout.
+    #[error("weights in no known layout of {network}: no tensor named like {expected}")]
+    Layout {
+        /// The network.
+        network: &'static str,
+        /// A name of each layout.
+        expected: &'static str,
+    },
     /// Weights that are not this network's.
     #[error("{file}: not the weights of this network\n{report}")]
     Weights {

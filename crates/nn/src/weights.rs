@@ -67,7 +67,8 @@ pub fn store(params: &Params, layout: &dyn Layout, dtype: DType) -> Result<Tenso
     Ok(file)
 }
 
-fn strip_prefix<'f>(file: &'f TensorFile, layout: &dyn Layout) -> BTreeMap<&'f str, &'f Tensor> {
+/// The tensors by name, without the prefix that all of them may carry.
+pub(crate) fn strip_prefix<'f>(file: &'f TensorFile, layout: &dyn Layout) -> BTreeMap<&'f str, &'f Tensor> {
     let all = |p: &str| !file.tensors.is_empty() && file.tensors.keys().all(|k| k.starts_with(p));
     let prefix = layout.prefixes().iter().copied().find(|p| all(p)).unwrap_or("");
     file.tensors.iter().map(|(k, t)| (&k[prefix.len()..], t)).collect()

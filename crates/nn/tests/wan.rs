@@ -266,6 +266,18 @@ fn wrong_weights_are_refused_with_every_kind_of_difference_named() {
 }
 
 #[test]
+fn extents_are_read_off_the_weights_of_every_layout() {
+    for family in FAMILIES {
+        let config = network(&read(&format!("{family}_io"))).config().clone();
+        for layout in LAYOUTS {
+            let file = read(&format!("{family}_weights_{layout}"));
+            assert_eq!(WanConfig::of_weights(&file, Some(config.heads), config.patch).unwrap(), config);
+        }
+    }
+    assert!(WanConfig::of_weights(&TensorFile::default(), None, [1, 2, 2]).is_err());
+}
+
+#[test]
 fn names_under_a_prefix_load_too() {
     let case = Case::new("wan_t2v");
     let mut file = read("wan_t2v_weights_orig_bf16");

@@ -4,6 +4,7 @@
 
 mod block;
 mod config;
+mod infer;
 mod model;
 mod weights;
 

@@ -61,6 +61,23 @@ const DIFFUSERS_BLOCK: [(&str, &str); 13] = [
     (".norm_k.", ".norm_k."),
 ];
 
+impl WanLayout {
+    /// The layout of a file, from its names.
+    ///
+    /// # Errors
+    /// If they are of none.
+    pub fn recognise(file: &TensorFile, patch: [usize; 3]) -> Result<Self> {
+        let has = |part: &str| file.tensors.keys().any(|k| k.contains(part));
+        if has("condition_embedder.") {
+            Ok(WanLayout::Diffusers { patch })
+        } else if has("text_embedding.") {
+            Ok(WanLayout::Original { patch })
+        } else {
+            Err(Error::Layout { network: "wan", expected: "text_embedding.0.weight or condition_embedder.…" })
+        }
+    }
+}
+
 impl Layout for WanLayout {
     fn name_of(&self, canonical: &str) -> String {
         match self {
@@ -107,16 +124,7 @@ impl Wan {
     /// # Errors
     /// As [`Wan::load`].
     pub fn load_from(&self, file: &TensorFile, path: &Path, dtype: DType) -> Result<Params> {
-        let patch = self.config().patch;
-        let has = |part: &str| file.tensors.keys().any(|k| k.contains(part));
-        let layout = if has("condition_embedder.") {
-            WanLayout::Diffusers { patch }
-        } else if has("text_embedding.") {
-            WanLayout::Original { patch }
-        } else {
-            let report = "  no name of the original, rCM or diffusers layout (text_embedding.0.weight, …)".to_string();
-            return Err(Error::Weights { file: path.display().to_string(), report });
-        };
+        let layout = WanLayout::recognise(file, self.config().patch)?;
         weights::load(file, path, self.specs(), &layout, dtype)
     }
 
