@@ -17,7 +17,8 @@ const LINE_INTERVAL: Duration = Duration::from_secs(15);
 /// The column in which the verb of a status line ends, as in cargo.
 const VERB_WIDTH: usize = 12;
 
-const BAR: &str = "{prefix:>12.green.bold} {bar:24.green/dim} {percent:>3}% {pos}/{len} {elapsed}, {eta} left {wide_msg}";
+const BAR: &str =
+    "{prefix:>12.green.bold} {bar:24.green/dim} {percent:>3}% {pos}/{len} {elapsed}, {eta} left {wide_msg}";
 
 /// All bars of the process: lines have to go above whichever is shown.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);

@@ -15,10 +15,7 @@ const PRESETS: &[Preset<'_>] = &[
         text: "seed = 7\nbetas = [0.9, 0.99]\n\n[student]\nlearning_rate = 1e-3\nwidth = 64\n\n\
                [method.rcm]\ntangent_warmup = 100\nweight = 0.5\n",
     },
-    Preset {
-        name: "demo-large",
-        text: "base = \"demo\"\n[student]\nwidth = 256\n[method.rcm.critic]\nsteps = 5\n",
-    },
+    Preset { name: "demo-large", text: "base = \"demo\"\n[student]\nwidth = 256\n[method.rcm.critic]\nsteps = 5\n" },
     Preset { name: "loop-a", text: "base = \"loop-b\"\n" },
     Preset { name: "loop-b", text: "base = \"loop-a\"\n" },
     Preset { name: "orphan", text: "seed = 1\nbase = \"dema\"\n" },

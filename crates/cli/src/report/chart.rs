@@ -53,7 +53,7 @@ pub(super) fn figure(chart: &Chart) -> Markup {
             @if smoothed || left_out > 0 {
                 figcaption {
                     @if smoothed { "Faint: as measured. Bold: running mean. " }
-                    @if left_out > 0 { (left_out) @if left_out == 1 { " point is " } @else { " points are " } (why) " and left out." }
+                    @if left_out > 0 { (left_out) @if left_out == 1 { " point" } @else { " points" } " left out: " (why) "." }
                 }
             }
         }

@@ -196,7 +196,11 @@ pub fn render(report: &Report) -> Result<String, ReportError> {
     };
     for gallery in &report.galleries {
         for row in &gallery.rows {
-            fits(format!("gallery `{}`, row `{}`", gallery.heading, row.caption), gallery.columns.len(), row.cells.len())?;
+            fits(
+                format!("gallery `{}`, row `{}`", gallery.heading, row.caption),
+                gallery.columns.len(),
+                row.cells.len(),
+            )?;
         }
     }
     for table in &report.tables {

@@ -151,7 +151,10 @@ mod tests {
                         continue;
                     }
                     let scale = Scale::of([a, b].into_iter(), log, true, 5).unwrap();
-                    assert!(scale.low < scale.high && scale.low.is_finite() && scale.high.is_finite(), "{a} {b} {scale:?}");
+                    assert!(
+                        scale.low < scale.high && scale.low.is_finite() && scale.high.is_finite(),
+                        "{a} {b} {scale:?}"
+                    );
                     assert!(scale.ticks.len() <= 20 && scale.ticks.iter().all(|t| t.is_finite()), "{a} {b} {scale:?}");
                 }
             }

@@ -30,7 +30,13 @@ fn example_gallery() -> Gallery {
     Gallery {
         heading: "What they generate".to_owned(),
         note: "The same prompt and the same noise in each row. All captions are held out of training.".to_owned(),
-        columns: texts(&["teacher, 50 steps", "student, 4 steps", "student, 2 steps", "student, 1 step", "teacher, 4 steps"]),
+        columns: texts(&[
+            "teacher, 50 steps",
+            "student, 4 steps",
+            "student, 2 steps",
+            "student, 1 step",
+            "teacher, 4 steps",
+        ]),
         rows: (0..5).map(row).collect(),
     }
 }
@@ -64,7 +70,8 @@ fn example_charts() -> Vec<Chart> {
     let mut consistency = decay(2.0, 0.04, 0);
     consistency[1200].1 = f64::NAN;
     let series = |name: &str, points: Vec<(f64, f64)>| Series { name: name.to_owned(), points };
-    let distance = [(0.0, 38.6), (500.0, 12.4), (1000.0, 6.1), (1500.0, 4.0), (2000.0, 3.1), (2500.0, 2.5), (3000.0, 2.31)];
+    let distance =
+        [(0.0, 38.6), (500.0, 12.4), (1000.0, 6.1), (1500.0, 4.0), (2000.0, 3.1), (2500.0, 2.5), (3000.0, 2.31)];
     vec![
         Chart {
             heading: "Loss".to_owned(),
@@ -132,10 +139,11 @@ fn a_full_report_needs_nothing_but_itself() {
 #[test]
 fn all_that_was_given_is_on_the_page() {
     let page = render(&example()).unwrap();
-    for text in ["25×", "teacher, 50 steps", "2.31 ± 0.05", "score (DMD)", "setting_29", "3,000 iterations", "(log)"] {
+    for text in ["25×", "teacher, 50 steps", "2.31 ± 0.05", "score (DMD)", "setting_29", "3,000 iterations", "(log)"]
+    {
         assert!(page.contains(text), "{text}");
     }
-    assert!(page.contains("1 point is not finite or not above zero and left out."));
+    assert!(page.contains("1 point left out: not finite or not above zero."));
 }
 
 #[test]
@@ -206,7 +214,10 @@ fn a_row_that_does_not_fit_its_columns_is_refused() {
     let mut gallery = example_gallery();
     gallery.rows[1].cells.pop();
     let error = render(&Report { galleries: vec![gallery], ..Report::default() }).unwrap_err().to_string();
-    assert!(error.contains("What they generate") && error.contains("expected 5 cells") && error.contains("got 4"), "{error}");
+    assert!(
+        error.contains("What they generate") && error.contains("expected 5 cells") && error.contains("got 4"),
+        "{error}"
+    );
     let mut table = example_table();
     table.rows[2].push("more".to_owned());
     let error = render(&Report { tables: vec![table], ..Report::default() }).unwrap_err().to_string();

@@ -31,7 +31,13 @@ macro_rules! message {
 message!(an_unknown_key_shows_the_nearest, UnknownKey, Some("demo"), "seed = 1\n\n[student]\nlearning_rat = 1\n", []);
 message!(an_unknown_table_shows_the_nearest, UnknownKey, Some("demo"), "[studnet]\nwidth = 1\n", []);
 message!(an_unknown_key_of_a_variant_shows_its_keys, UnknownKey, Some("demo"), "method = { rcm = { zzz = 1 } }", []);
-message!(an_unknown_key_in_a_list_is_found, UnknownKey, Some("demo"), "[[stages]]\nsteps = 1\n[[stages]]\nstep = 1", []);
+message!(
+    an_unknown_key_in_a_list_is_found,
+    UnknownKey,
+    Some("demo"),
+    "[[stages]]\nsteps = 1\n[[stages]]\nstep = 1",
+    []
+);
 message!(an_unknown_key_of_an_override_is_shown, UnknownKey, Some("demo"), "", ["student.lerning_rate=1"]);
 message!(a_setting_of_a_variant_without_any_is_refused, UnknownKey, Some("demo"), "[method.mean]\nweight = 1\n", []);
 message!(an_unknown_variant_shows_the_nearest, Value, Some("demo"), "[method.rmc]\nweight = 1\n", []);
@@ -81,7 +87,8 @@ fn a_refusal_by_the_program_shows_where_the_value_was_written() {
 
 #[test]
 fn arbitrary_bytes_never_panic() {
-    let pieces = ["base", "=", "\"", "[", "]", "{", "}", "seed", ".", "\n", "1", "é", "method", "rcm", "\u{0}", "#", ","];
+    let pieces =
+        ["base", "=", "\"", "[", "]", "{", "}", "seed", ".", "\n", "1", "é", "method", "rcm", "\u{0}", "#", ","];
     let mut state = 1_u64;
     for _ in 0..20_000 {
         let mut text = String::new();
