@@ -24,6 +24,23 @@ pub enum Command {
     Distill(DistillArgs),
     /// Draw clips from a model for prompts
     Sample(SampleArgs),
+    /// Measure quality, diversity and caption accuracy against held-out clips
+    Evaluate(EvaluateArgs),
+    /// Compare forward-mode tangents with difference quotients, for any model
+    CheckJvp(CheckJvpArgs),
+    /// Time the network's passes and measure their memory
+    Bench(BenchArgs),
+    /// Print a preset resolved, with the source of each value
+    Config(ConfigCommand),
+    /// Run a network on tensors from a safetensors file
+    Apply(ApplyArgs),
+    /// Train the classifier whose features `evaluate` measures in
+    TrainClassifier(TrainClassifierArgs),
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Where computation happens.
@@ -117,4 +134,154 @@ pub struct SampleArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value_t)]
     pub device: DeviceArg,
+}
+
+/// Arguments of `evaluate`.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// Model file, or builtin:digits-teacher
+    #[arg(long)]
+    pub model: String,
+    /// Numbers of steps to measure at, if not the model's own
+    #[arg(long, value_delimiter = ',')]
+    pub steps: Vec<usize>,
+    /// Generated clips, and held-out clips they are held against
+    #[arg(long, default_value_t = 1000)]
+    pub samples: usize,
+    /// Seed of the noise and the captions
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print JSON lines instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceArg,
+}
+
+/// Arguments of `check-jvp`.
+#[derive(Debug, Args)]
+pub struct CheckJvpArgs {
+    /// Model file, or builtin:digits-teacher
+    #[arg(long, required_unless_present = "weights")]
+    pub model: Option<String>,
+    /// Bare Wan weights of any published layout
+    #[arg(long, conflicts_with = "model", requires = "inputs")]
+    pub weights: Option<PathBuf>,
+    /// Inputs for bare weights: x and ctx (and clip, y) in a safetensors file
+    #[arg(long)]
+    pub inputs: Option<PathBuf>,
+    /// Attention heads of bare weights, if not 128 wide
+    #[arg(long)]
+    pub heads: Option<usize>,
+    /// Seed of the input drawn for a model
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceArg,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Network: mid or digits
+    #[arg(long, default_value = "mid")]
+    pub preset: String,
+    /// Repetitions of each pass; medians are printed
+    #[arg(long, default_value_t = 5)]
+    pub repeat: usize,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceArg,
+}
+
+/// Which training a configuration is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConfigKind {
+    /// A teacher's training
+    Teach,
+    /// A distillation
+    Distill,
+}
+
+/// Arguments of `config`.
+#[derive(Debug, Args)]
+pub struct ConfigCommand {
+    /// Which command's configuration
+    #[arg(value_enum)]
+    pub kind: ConfigKind,
+    /// Shared arguments.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// List the presets instead
+    #[arg(long)]
+    pub list: bool,
+}
+
+/// Networks that `apply` runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NetworkArg {
+    /// A Wan diffusion transformer
+    Wan,
+}
+
+/// Precisions that `apply` computes in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DTypeArg {
+    /// Single precision
+    #[default]
+    F32,
+    /// Double precision
+    F64,
+}
+
+/// Arguments of `apply`.
+#[derive(Debug, Args)]
+#[command(after_help = "Tensors read:\n  x [B, C, F, H, W], t [B] in the network's own unit, ctx [B, S, text_dim],\n  \
+    clip [B, I, image_dim] and y [B, C', F, H, W] for image to video;\n  \
+    dx and dt, the tangents of x and t, for --jvp; loss_w, the cotangent of the output, for --grad.\n\
+    Tensors written:\n  out; jvp; grad_x, grad_t, grad_ctx and grad.NAME for every parameter.")]
+pub struct ApplyArgs {
+    /// Which network
+    #[arg(value_enum)]
+    pub network: NetworkArg,
+    /// Its weights, in any published layout
+    #[arg(long)]
+    pub weights: PathBuf,
+    /// Input tensors
+    #[arg(long)]
+    pub inputs: PathBuf,
+    /// Where to write the results
+    #[arg(long, short)]
+    pub output: PathBuf,
+    /// Also the Jacobian-vector product along dx, dt
+    #[arg(long)]
+    pub jvp: bool,
+    /// Also the gradients of sum(out * loss_w)
+    #[arg(long)]
+    pub grad: bool,
+    /// Precision to compute in
+    #[arg(long, value_enum, default_value_t)]
+    pub dtype: DTypeArg,
+    /// Attention heads, if not 128 wide
+    #[arg(long)]
+    pub heads: Option<usize>,
+    /// Patch extents (frames, height, width)
+    #[arg(long, num_args = 3, default_values_t = [1, 2, 2], value_names = ["F", "H", "W"])]
+    pub patch: Vec<usize>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceArg,
+}
+
+/// Arguments of `train-classifier`.
+#[derive(Debug, Args)]
+pub struct TrainClassifierArgs {
+    /// Where to write the weights
+    #[arg(long, short)]
+    pub output: PathBuf,
 }

@@ -37,6 +37,15 @@ pub enum Error {
         /// The system's own error.
         source: std::io::Error,
     },
+    /// Measuring clips or training the classifier failed.
+    #[error(transparent)]
+    Evaluate(#[from] fewstep_evaluate::Error),
+    /// A forward-mode tangent is not the derivative.
+    #[error(
+        "a forward-mode tangent is not the derivative of the network (see the table); the weights may be damaged, or \
+         values too large for the precision; --no-check skips this check at the start of a distillation"
+    )]
+    WrongTangent,
     /// An argument cannot be honoured.
     #[error("{0}")]
     Argument(String),

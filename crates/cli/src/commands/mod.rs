@@ -1,9 +1,17 @@
 //! One command, one module.
 
+mod apply;
+mod bench;
+mod check_jvp;
+mod config;
 mod distill;
+mod evaluate;
 mod sample;
 mod teach;
+mod train_classifier;
 mod training;
+
+use clap::CommandFactory;
 
 use crate::args::{Cli, Command};
 use crate::error::Result;
@@ -18,5 +26,15 @@ pub fn run(cli: Cli) -> Result<bool> {
         Command::Teach(a) => teach::run(&a),
         Command::Distill(a) => distill::run(&a),
         Command::Sample(a) => sample::run(&a).map(|()| false),
+        Command::Evaluate(a) => evaluate::run(&a).map(|()| false),
+        Command::CheckJvp(a) => check_jvp::run(&a).map(|()| false),
+        Command::Bench(a) => bench::run(&a).map(|()| false),
+        Command::Config(a) => config::run(&a).map(|()| false),
+        Command::Apply(a) => apply::run(&a).map(|()| false),
+        Command::TrainClassifier(a) => train_classifier::run(&a).map(|()| false),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "fewstep", &mut std::io::stdout());
+            Ok(false)
+        }
     }
 }

@@ -1,0 +1,52 @@
+//! `fewstep check-jvp`: is the forward-mode tangent the derivative?
+
+use fewstep_data::Split;
+use fewstep_diffusion::{Denoiser, Predictor, Wrapper};
+use fewstep_distill::check_jvp::{JvpReport, check_jvp};
+use fewstep_distill::examples::ExampleSource;
+use fewstep_tensor::random::{Purpose, Stream};
+use fewstep_tensor::{DType, Device, arith};
+
+use super::apply::Bare;
+use crate::args::CheckJvpArgs;
+use crate::digits::DigitsSource;
+use crate::error::{Error, Result};
+use crate::model::Model;
+
+/// Patch extents of every published Wan.
+const PATCH: [usize; 3] = [1, 2, 2];
+
+/// Checks a model on one clip, half data and half noise.
+///
+/// # Errors
+/// If the model refuses the clip.
+pub fn check_model(model: &Model, seed: u64) -> Result<JvpReport> {
+    let examples = DigitsSource::new(Split::HeldOut, seed)?.examples(0, 1)?;
+    let stream = Stream::new(seed, Purpose::Check, 0);
+    let noise = arith::normal(&stream, 0, examples.x_0.shape(), DType::F32, Device::Cpu)?;
+    let x = arith::combine(&[(&[0.7], &examples.x_0), (&[0.7], &noise)])?;
+    Ok(check_jvp(model.predictor(), &x, &examples.conditions)?)
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the model or its input refuses, or a tangent is wrong.
+pub fn run(args: &CheckJvpArgs) -> Result<()> {
+    let report = match (&args.model, &args.weights, &args.inputs) {
+        (Some(model), ..) => check_model(&Model::load(model, DType::F32)?, args.seed)?,
+        (None, Some(weights), Some(inputs)) => {
+            let bare = Bare::read(weights, inputs, args.heads, PATCH, DType::F32)?;
+            let (x, conditions) = (bare.input("x")?, bare.conditions()?);
+            let denoiser = Denoiser::new(bare.wan, Wrapper::Rf1000);
+            check_jvp(Predictor { denoiser: &denoiser, params: &bare.params }, &x, &conditions)?
+        }
+        _ => return Err(Error::Argument("give --model, or --weights with --inputs".into())),
+    };
+    print!("{report}");
+    println!("verdict: {}", if report.ok() { "every tangent is the derivative" } else { "WRONG" });
+    match report.ok() {
+        true => Ok(()),
+        false => Err(Error::WrongTangent),
+    }
+}
