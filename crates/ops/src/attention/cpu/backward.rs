@@ -1,9 +1,9 @@
+use fewstep_tensor::Tensor;
 use fewstep_tensor::math::Real;
-use fewstep_tensor::{Buffer, Tensor};
 use rayon::prelude::*;
 
-use super::pack::{Heads, Panels};
-use super::tile::{Lanes, probabilities, product, product_over_queries, score_cotangents};
+use super::pack::{Heads, Panels, Rows};
+use super::tile::{Lanes, Start, multiply, probabilities, product, product_over_queries};
 use super::{KEYS, MR, NR};
 use crate::attention::Extents;
 use crate::layer_norm::rows::sum;
@@ -53,9 +53,9 @@ struct Packed<T: Real> {
     /// ȳ by query, for P̄ = V·ȳ, and by column, for v̄ = P·ȳ.
     y_bar_by_query: Panels<T, NR>,
     y_bar_by_column: Panels<T, NR>,
-    /// [B·N][panel] log-sum-exp and Σ ȳ·y of each query.
+    /// [B·N][panel] log-sum-exp and −Σ ȳ·y of each query.
     log_sum_exp: Vec<Lanes<T>>,
-    delta: Vec<Lanes<T>>,
+    minus_delta: Vec<Lanes<T>>,
 }
 
 /// One chunk of keys of one head: what it adds up.
@@ -68,7 +68,7 @@ struct Task<'a, T> {
 }
 
 impl<T: Real> Packed<T> {
-    fn run(&self, e: &Extents, d: &Division, task: &mut Task<T>, scratch: &mut [Lanes<T>]) {
+    fn run(&self, e: &Extents, d: &Division, task: &mut Task<T>, scratch: &mut [Rows<T, NR>; 2]) {
         let end = e.s.min((task.chunk + 1) * d.keys);
         for bar in [&mut task.q_bar, &mut task.k_bar, &mut task.v_bar].into_iter().flatten() {
             bar.fill([T::ZERO; NR]);
@@ -88,11 +88,11 @@ impl<T: Real> Packed<T> {
         task: &mut Task<T>,
         (first, keys): (usize, usize),
         panel: usize,
-        scratch: &mut [Lanes<T>],
+        scratch: &mut [Rows<T, NR>; 2],
     ) {
         let (i, panels) = (task.head, e.l.div_ceil(NR));
         let padded = keys.next_multiple_of(MR);
-        let (p, s_bar) = scratch.split_at_mut(KEYS);
+        let [p, s_bar] = scratch;
         let (p, s_bar) = (&mut p[..padded], &mut s_bar[..padded]);
         let queries = NR.min(e.l - panel * NR);
         let local = first - task.chunk * d.keys;
@@ -101,7 +101,7 @@ impl<T: Real> Packed<T> {
             e.k,
             &self.q_by_query.head(i)[panel * e.k..][..e.k],
             p,
-            false,
+            Start::Zero,
         );
         probabilities(p, &self.log_sum_exp[i * panels + panel]);
         if let Some(v_bar) = &mut task.v_bar {
@@ -111,15 +111,21 @@ impl<T: Real> Packed<T> {
             return;
         }
         let y_bar = &self.y_bar_by_query.head(i)[panel * e.v..][..e.v];
-        product(&self.v_by_key.head(i)[first / MR * e.v..], e.v, y_bar, s_bar, false);
-        score_cotangents(p, s_bar, &self.delta[i * panels + panel]);
+        product(
+            &self.v_by_key.head(i)[first / MR * e.v..],
+            e.v,
+            y_bar,
+            s_bar,
+            Start::From(&self.minus_delta[i * panels + panel]),
+        );
+        multiply(p, s_bar);
         if let Some(k_bar) = &mut task.k_bar {
             over_queries(s_bar, self.q_by_column.head(i), e.l, (panel * NR, queries), k_bar, d.keys, local);
         }
         if let Some(q_bar) = &mut task.q_bar {
             let columns = e.k.next_multiple_of(MR);
             let q_bar = &mut q_bar[panel * columns..][..columns];
-            product(&self.k_by_column.head(i)[first..], e.s, &s_bar[..keys], q_bar, true);
+            product(&self.k_by_column.head(i)[first..], e.s, &s_bar[..keys], q_bar, Start::Add);
         }
     }
 }
@@ -157,9 +163,9 @@ fn pack<T: Real>(e: &Extents, saved: &Saved, y_bar: &Tensor) -> Result<Packed<T>
         y_bar_by_query: y_bar.by_token(T::ONE),
         y_bar_by_column: y_bar.by_column(T::ONE),
         log_sum_exp: by_panel(e, |i, query| log_sum_exp[i * e.l + query]),
-        delta: by_panel(e, |i, query| {
+        minus_delta: by_panel(e, |i, query| {
             let (y, y_bar) = (y.row(i, query), y_bar.row(i, query));
-            sum(e.v, |c| y[c] * y_bar[c])
+            -sum(e.v, |c| y[c] * y_bar[c])
         }),
     })
 }
@@ -172,11 +178,6 @@ fn by_panel<T: Real>(e: &Extents, f: impl Fn(usize, usize) -> T + Sync) -> Vec<L
         std::array::from_fn(|lane| if first + lane < e.l { f(head, first + lane) } else { T::ZERO })
     };
     (0..e.b * e.n * panels).into_par_iter().map(of).collect()
-}
-
-/// Room for one result of all tasks, if it is wanted.
-fn room<T: Real>(wanted: bool, rows: usize) -> Option<Buffer<T>> {
-    wanted.then(|| Buffer::scratch(rows * NR))
 }
 
 pub(in crate::attention) fn vjp<T: Real>(
@@ -193,20 +194,17 @@ pub(in crate::attention) fn vjp<T: Real>(
     let d = Division::new(e);
     let count = e.b * e.n * d.chunks;
     let sizes = [d.q_rows, d.k_rows, d.v_rows];
-    let mut room: Vec<_> = (0..3).map(|i| room::<T>(wanted[i], count * sizes[i])).collect();
-    let mut parts: Vec<_> = room
-        .iter_mut()
-        .zip(sizes)
-        .map(|(b, rows)| b.as_mut().map(|b| b.as_mut_slice().as_chunks_mut::<NR>().0.chunks_mut(rows.max(1))))
-        .collect();
+    let mut room: Vec<_> = (0..3).map(|i| wanted[i].then(|| Rows::<T, NR>::new(count * sizes[i]))).collect();
+    let mut parts: Vec<_> =
+        room.iter_mut().zip(sizes).map(|(b, rows)| b.as_mut().map(|b| b.chunks_mut(rows.max(1)))).collect();
     let mut tasks: Vec<Task<T>> = (0..count)
         .map(|i| {
             let mut part = |j: usize| parts[j].as_mut().map(|p| p.next().unwrap_or_default());
             Task { head: i / d.chunks, chunk: i % d.chunks, q_bar: part(0), k_bar: part(1), v_bar: part(2) }
         })
         .collect();
-    tasks.par_iter_mut().for_each_init(|| vec![[T::ZERO; NR]; 2 * KEYS], |s, task| packed.run(e, &d, task, s));
-    let rows = |i: usize| room[i].as_ref().map(|b| b.as_slice().as_chunks::<NR>().0);
+    tasks.par_iter_mut().for_each_init(|| [Rows::new(KEYS), Rows::new(KEYS)], |s, task| packed.run(e, &d, task, s));
+    let rows = |i: usize| room[i].as_deref();
     Ok(vec![
         rows(0).map(|rows| unpack_queries(e, &d, rows, saved.shape(0))),
         rows(1).map(|rows| unpack_keys(e, &d, rows, e.k, saved.shape(1))),

@@ -2,15 +2,15 @@ use fewstep_tensor::Tensor;
 use fewstep_tensor::math::Real;
 use rayon::prelude::*;
 
-use super::pack::{Heads, Panels};
-use super::tile::{Lanes, Softmax, product, scale, softmax, weigh};
+use super::pack::{Heads, Panels, Rows};
+use super::tile::{Softmax, Start, product, scale, softmax, weigh};
 use super::{KEYS, MR, NR};
 use crate::attention::Extents;
 use crate::{Dual, Output, Result};
 
-/// Panels of queries that share one pass over the keys: a block of keys and values is read from the second-level cache.
-const PANELS: usize = 4;
-/// With fewer tasks than this, a task takes one panel.
+/// Panels of queries that share one pass over the keys and values, which come from the third-level cache.
+const PANELS: usize = 8;
+/// With fewer tasks than this, tasks of fewer panels are made.
 const MIN_TASKS: usize = 32;
 
 /// Keys and values, packed once and read by every task; tangents where there are any.
@@ -23,63 +23,55 @@ struct Packed<'a, T: Real> {
     v_dot: Option<Panels<T, MR>>,
 }
 
-/// A run of queries of one sample, with its rows of the outputs.
+/// A run of queries of one head, with their places in the outputs.
 struct Task<'a, T> {
-    sample: usize,
+    /// Counts over samples and heads.
+    head: usize,
     first: usize,
-    queries: usize,
-    y: &'a mut [T],
-    y_dot: Option<&'a mut [T]>,
-    /// [N, queries]
+    y: Vec<&'a mut [T]>,
+    /// Empty if there is no tangent.
+    y_dot: Vec<&'a mut [T]>,
     log_sum_exp: &'a mut [T],
 }
 
 /// What a thread computes in: one panel each of queries, accumulators and statistics for every panel of a task.
-struct Scratch<T> {
-    q: Vec<Lanes<T>>,
-    q_dot: Vec<Lanes<T>>,
-    y: Vec<Lanes<T>>,
-    y_dot: Vec<Lanes<T>>,
+struct Scratch<T: Real> {
+    q: Rows<T, NR>,
+    q_dot: Rows<T, NR>,
+    y: Rows<T, NR>,
+    y_dot: Rows<T, NR>,
     softmax: Vec<Softmax<T>>,
-    scores: Vec<Lanes<T>>,
-    scores_dot: Vec<Lanes<T>>,
+    scores: Rows<T, NR>,
+    scores_dot: Rows<T, NR>,
 }
 
 impl<T: Real> Scratch<T> {
     fn new(e: &Extents, panels: usize) -> Self {
-        let rows = |n: usize| vec![[T::ZERO; NR]; n];
         let values = e.v.next_multiple_of(MR);
         Scratch {
-            q: rows(panels * e.k),
-            q_dot: rows(panels * e.k),
-            y: rows(panels * values),
-            y_dot: rows(panels * values),
+            q: Rows::new(panels * e.k),
+            q_dot: Rows::new(panels * e.k),
+            y: Rows::new(panels * values),
+            y_dot: Rows::new(panels * values),
             softmax: vec![Softmax::EMPTY; panels],
-            scores: rows(KEYS),
-            scores_dot: rows(KEYS),
+            scores: Rows::new(KEYS),
+            scores_dot: Rows::new(KEYS),
         }
     }
 }
 
 impl<T: Real> Packed<'_, T> {
-    fn has_score_tangent(&self) -> bool {
-        self.q_dot.is_some() || self.k_dot.is_some()
+    fn moves(&self) -> bool {
+        self.q_dot.is_some() || self.k_dot.is_some() || self.v_dot.is_some()
     }
 
     fn run(&self, e: &Extents, task: &mut Task<T>, s: &mut Scratch<T>) {
-        for head in 0..e.n {
-            self.run_head(e, task.sample * e.n + head, task, s);
-            self.finish_head(e, head, task, s);
-        }
-    }
-
-    fn run_head(&self, e: &Extents, i: usize, task: &Task<T>, s: &mut Scratch<T>) {
-        let panels = task.queries.div_ceil(NR);
+        let panels = task.log_sum_exp.len().div_ceil(NR);
         for panel in 0..panels {
             let (first, rows) = (task.first + panel * NR, panel * e.k..(panel + 1) * e.k);
-            self.q.panel_by_token(i, first, T::lit(e.scale), &mut s.q[rows.clone()]);
+            self.q.panel_by_token(task.head, first, T::lit(e.scale), &mut s.q[rows.clone()]);
             if let Some(q_dot) = &self.q_dot {
-                q_dot.panel_by_token(i, first, T::lit(e.scale), &mut s.q_dot[rows]);
+                q_dot.panel_by_token(task.head, first, T::lit(e.scale), &mut s.q_dot[rows]);
             }
         }
         s.y.fill([T::ZERO; NR]);
@@ -87,63 +79,65 @@ impl<T: Real> Packed<'_, T> {
         s.softmax.fill(Softmax::EMPTY);
         for first_key in (0..e.s).step_by(KEYS) {
             for panel in 0..panels {
-                self.block(e, i, panel, first_key, task.y_dot.is_some(), s);
+                self.block(e, task.head, panel, first_key, s);
             }
         }
+        self.finish(e, task, s);
     }
 
     /// One panel of queries against one block of keys.
-    fn block(&self, e: &Extents, i: usize, panel: usize, first: usize, tangent: bool, s: &mut Scratch<T>) {
+    fn block(&self, e: &Extents, i: usize, panel: usize, first: usize, s: &mut Scratch<T>) {
         let keys = KEYS.min(e.s - first);
         let padded = keys.next_multiple_of(MR);
         let values = e.v.next_multiple_of(MR);
         let (q, q_dot) = (&s.q[panel * e.k..][..e.k], &s.q_dot[panel * e.k..][..e.k]);
         let k = &self.k.head(i)[first / MR * e.k..];
         let (scores, scores_dot) = (&mut s.scores[..padded], &mut s.scores_dot[..padded]);
-        product(k, e.k, q, scores, false);
+        product(k, e.k, q, scores, Start::Zero);
+        let mut start = Start::Zero;
         if self.q_dot.is_some() {
-            product(k, e.k, q_dot, scores_dot, false);
+            product(k, e.k, q_dot, scores_dot, start);
+            start = Start::Add;
         }
         if let Some(k_dot) = &self.k_dot {
-            product(&k_dot.head(i)[first / MR * e.k..], e.k, q, scores_dot, self.q_dot.is_some());
+            product(&k_dot.head(i)[first / MR * e.k..], e.k, q, scores_dot, start);
         }
         let (p, h) = (&mut scores[..keys], &mut scores_dot[..keys]);
         let state = &mut s.softmax[panel];
-        let (y, y_dot) = (&mut s.y[panel * values..][..values], &mut s.y_dot[panel * values..][..values]);
         let shrink = softmax(p, state);
-        if first > 0 && shrink != [T::ONE; NR] {
-            scale(y, &shrink);
-            if tangent {
-                scale(y_dot, &shrink);
-            }
+        if e.v == 0 {
+            return;
         }
-        if e.v > 0 {
-            let v = &self.v.head(i)[first..];
-            product(v, e.s, p, y, true);
-            if let Some(v_dot) = &self.v_dot {
-                product(&v_dot.head(i)[first..], e.s, p, y_dot, true);
-            }
-            if self.has_score_tangent() {
-                weigh(p, h, &shrink, state);
-                product(v, e.s, h, y_dot, true);
-            }
+        let (y, y_dot) = (&mut s.y[panel * values..][..values], &mut s.y_dot[panel * values..][..values]);
+        let v = &self.v.head(i)[first..];
+        scale(y, &shrink);
+        product(v, e.s, p, y, Start::Add);
+        if self.moves() {
+            scale(y_dot, &shrink);
+        }
+        if let Some(v_dot) = &self.v_dot {
+            product(&v_dot.head(i)[first..], e.s, p, y_dot, Start::Add);
+        }
+        if self.q_dot.is_some() || self.k_dot.is_some() {
+            weigh(p, h, &shrink, state);
+            product(v, e.s, h, y_dot, Start::Add);
         }
     }
 
     /// y/ℓ, (ẏ − r·y/ℓ)/ℓ and max + ln ℓ, transposed to their rows.
-    fn finish_head(&self, e: &Extents, head: usize, task: &mut Task<T>, s: &Scratch<T>) {
+    fn finish(&self, e: &Extents, task: &mut Task<T>, s: &Scratch<T>) {
         let values = e.v.next_multiple_of(MR);
-        for query in 0..task.queries {
+        for (query, log_sum_exp) in task.log_sum_exp.iter_mut().enumerate() {
+            let (state, lane) = (&s.softmax[query / NR], query % NR);
+            *log_sum_exp = state.max[lane] + state.sum[lane].ln();
+        }
+        for (query, y) in task.y.iter_mut().enumerate() {
             let (panel, lane) = (query / NR, query % NR);
             let state = &s.softmax[panel];
             let inv = T::ONE / state.sum[lane];
-            task.log_sum_exp[head * task.queries + query] = state.max[lane] + state.sum[lane].ln();
-            let at = (query * e.n + head) * e.v;
-            let y = &mut task.y[at..][..e.v];
             y.iter_mut().zip(&s.y[panel * values..]).for_each(|(y, row)| *y = row[lane] * inv);
-            if let Some(y_dot) = &mut task.y_dot {
-                let rows = s.y_dot[panel * values..].iter();
-                for ((d, row), &y) in y_dot[at..][..e.v].iter_mut().zip(rows).zip(&*y) {
+            if let Some(y_dot) = task.y_dot.get_mut(query) {
+                for ((d, row), &y) in y_dot.iter_mut().zip(&s.y_dot[panel * values..]).zip(&**y) {
                     *d = (row[lane] - state.tangent_sum[lane] * y) * inv;
                 }
             }
@@ -151,29 +145,37 @@ impl<T: Real> Packed<'_, T> {
     }
 }
 
-/// Fills y, ẏ where given, and the log-sum-exp [B, N, L].
-fn run<T: Real>(e: &Extents, packed: &Packed<T>, y: &mut [T], y_dot: Option<&mut [T]>, log_sum_exp: &mut [T]) {
-    let few = e.b * e.l.div_ceil(PANELS * NR) < MIN_TASKS;
-    let queries = if few { NR } else { PANELS * NR };
-    let mut by_task = vec![T::ZERO; log_sum_exp.len()];
-    let width = e.n * e.v;
-    let mut tasks = Vec::new();
-    let (mut y, mut y_dot, mut rest) = (y, y_dot, by_task.as_mut_slice());
-    for sample in 0..e.b {
-        for first in (0..e.l).step_by(queries) {
-            let queries = queries.min(e.l - first);
-            let log_sum_exp = rest.split_off_mut(..queries * e.n).unwrap_or_default();
-            let y = y.split_off_mut(..queries * width).unwrap_or_default();
-            let y_dot = y_dot.as_mut().and_then(|d| d.split_off_mut(..queries * width));
-            tasks.push(Task { sample, first, queries, y, y_dot, log_sum_exp });
+/// Panels of a task: fewer if the tasks would be few, by a rule that does not know the number of threads.
+fn panels_per_task(e: &Extents) -> usize {
+    let tasks = |panels: usize| e.b * e.n * e.l.div_ceil(panels * NR);
+    let mut panels = PANELS;
+    while panels > 1 && tasks(panels) < MIN_TASKS {
+        panels /= 2;
+    }
+    panels
+}
+
+/// Fills y, ẏ where not empty, and the log-sum-exp [B, N, L].
+fn run<T: Real>(e: &Extents, packed: &Packed<T>, y: &mut [T], y_dot: &mut [T], log_sum_exp: &mut [T]) {
+    let panels = panels_per_task(e);
+    let mut tasks: Vec<Task<T>> = Vec::new();
+    for (head, rows) in log_sum_exp.chunks_mut(e.l.max(1)).enumerate() {
+        for (i, log_sum_exp) in rows.chunks_mut(panels * NR).enumerate() {
+            tasks.push(Task { head, first: i * panels * NR, y: Vec::new(), y_dot: Vec::new(), log_sum_exp });
         }
     }
-    tasks.par_iter_mut().for_each_init(|| Scratch::new(e, queries / NR), |s, task| packed.run(e, task, s));
-    for task in &tasks {
-        for (head, rows) in task.log_sum_exp.chunks(task.queries).enumerate() {
-            log_sum_exp[(task.sample * e.n + head) * e.l + task.first..][..task.queries].copy_from_slice(rows);
-        }
+    let per_head = e.l.div_ceil(panels * NR);
+    let task_of = |i: usize| {
+        let (token, head) = (i / e.n, i % e.n);
+        (token / e.l * e.n + head) * per_head + token % e.l / (panels * NR)
+    };
+    for (i, row) in y.chunks_mut(e.v.max(1)).enumerate() {
+        tasks[task_of(i)].y.push(row);
     }
+    for (i, row) in y_dot.chunks_mut(e.v.max(1)).enumerate() {
+        tasks[task_of(i)].y_dot.push(row);
+    }
+    tasks.par_iter_mut().for_each_init(|| Scratch::new(e, panels), |s, task| packed.run(e, task, s));
 }
 
 fn pack<'a, T: Real>(e: &Extents, x: &[&'a Tensor], x_dot: &[Option<&'a Tensor>]) -> Result<Packed<'a, T>> {
@@ -206,13 +208,14 @@ fn evaluate<T: Real>(
     }
     let packed = pack::<T>(e, x, x_dot)?;
     let mut log_sum_exp = vec![T::ZERO; rows.iter().product()];
-    let (mut y, mut y_dot) = (None, None);
-    if tangent {
-        y_dot = Some(Tensor::cpu_with(&shape, |y_dot: &mut [T]| {
-            y = Some(Tensor::cpu_with(&shape, |y: &mut [T]| run(e, &packed, y, Some(y_dot), &mut log_sum_exp)));
-        }));
-    }
-    let y = y.unwrap_or_else(|| Tensor::cpu_with(&shape, |y: &mut [T]| run(e, &packed, y, None, &mut log_sum_exp)));
+    let mut y_dot = None;
+    let y = Tensor::cpu_with(&shape, |y: &mut [T]| {
+        if tangent {
+            y_dot = Some(Tensor::cpu_with(&shape, |y_dot: &mut [T]| run(e, &packed, y, y_dot, &mut log_sum_exp)));
+        } else {
+            run(e, &packed, y, &mut [], &mut log_sum_exp);
+        }
+    });
     Ok((y, y_dot, Tensor::from_vec(log_sum_exp, &rows)?))
 }
 

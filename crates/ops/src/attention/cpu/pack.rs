@@ -1,3 +1,5 @@
+use std::ops::{Deref, DerefMut};
+
 use fewstep_tensor::Buffer;
 use fewstep_tensor::math::Real;
 use rayon::prelude::*;
@@ -11,25 +13,56 @@ pub(super) struct Heads<'a, T> {
     pub width: usize,
 }
 
+/// Bytes of a cache line: a row that straddles two costs two loads.
+const LINE: usize = 64;
+
+/// Rows [T; P] that start at a cache line; stale contents.
+pub(super) struct Rows<T: Real, const P: usize> {
+    buffer: Buffer<T>,
+    offset: usize,
+    len: usize,
+}
+
+impl<T: Real, const P: usize> Rows<T, P> {
+    pub fn new(len: usize) -> Self {
+        let slack = LINE / size_of::<T>();
+        let buffer: Buffer<T> = Buffer::scratch(len * P + slack);
+        let offset = buffer.as_slice().as_ptr().align_offset(LINE).min(slack);
+        Rows { buffer, offset, len }
+    }
+}
+
+impl<T: Real, const P: usize> Deref for Rows<T, P> {
+    type Target = [[T; P]];
+    fn deref(&self) -> &[[T; P]] {
+        self.buffer.as_slice()[self.offset..][..self.len * P].as_chunks().0
+    }
+}
+
+impl<T: Real, const P: usize> DerefMut for Rows<T, P> {
+    fn deref_mut(&mut self) -> &mut [[T; P]] {
+        self.buffer.as_mut_slice()[self.offset..][..self.len * P].as_chunks_mut().0
+    }
+}
+
 /// Panels of `P` columns for every (sample, head), each a run of rows [T; P].
 pub(super) struct Panels<T: Real, const P: usize> {
-    buffer: Buffer<T>,
+    rows: Rows<T, P>,
     per_head: usize,
 }
 
 impl<T: Real, const P: usize> Panels<T, P> {
     /// The panels of one (sample, head).
     pub fn head(&self, i: usize) -> &[[T; P]] {
-        &self.buffer.as_slice().as_chunks::<P>().0[i * self.per_head..][..self.per_head]
+        &self.rows[i * self.per_head..][..self.per_head]
     }
 
     fn fill(per_head: usize, count: usize, f: impl Fn(usize, &mut [[T; P]]) + Sync) -> Self {
-        let mut buffer = Buffer::scratch(per_head * count * P);
+        let mut rows = Rows::new(per_head * count);
         if per_head > 0 {
-            let (rows, _) = buffer.as_mut_slice().as_chunks_mut::<P>();
             rows.par_chunks_mut(per_head).enumerate().for_each(|(i, rows)| f(i, rows));
         }
-        Panels { buffer, per_head }
+        Panels { rows, per_head }
     }
 }
 

@@ -31,6 +31,15 @@ impl<T: Real> Wide<T> {
         row[at..at + WIDTH].copy_from_slice(&self.0);
     }
 
+    /// f of each lane of both.
+    #[inline(always)]
+    fn zip(mut self, b: Self, f: impl Fn(T, T) -> T) -> Self {
+        for j in 0..WIDTH {
+            self.0[j] = f(self.0[j], b.0[j]);
+        }
+        self
+    }
+
     /// self + a·b
     #[inline(always)]
     fn add_product(mut self, a: T, b: Self) -> Self {
@@ -38,6 +47,32 @@ impl<T: Real> Wide<T> {
             self.0[j] = a.fma(b.0[j], self.0[j]);
         }
         self
+    }
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a, T> {
+    /// Nothing: c is only written.
+    Zero,
+    /// What c holds.
+    Add,
+    /// The same row in every row.
+    From(&'a Lanes<T>),
+}
+
+impl<T: Real> Start<'_, T> {
+    /// Prepares a tile; whether the product is to be added to it.
+    ///
+    /// In memory: a choice among register values would make the compiler take the tile apart.
+    #[inline(always)]
+    fn prepare(self, c: &mut [Lanes<T>; MR]) -> bool {
+        match self {
+            Start::Zero => return false,
+            Start::Add => {}
+            Start::From(row) => *c = [*row; MR],
+        }
+        true
     }
 }
 
@@ -68,15 +103,16 @@ register_tile!(tile_8x32, [0, 0 a0, 1 b0], [1, 0 a1, 1 b1], [2, 0 a2, 1 b2], [3,
 // 8 of the 16 registers of AVX2, 16 of the 32 of NEON.
 register_tile!(tile_4x16, [0, 0 a0], [1, 0 a1], [2, 0 a2], [3, 0 a3]);
 
-/// c ← (c or 0) + Σ a[d]ᵀ·b[d], by the tile that fits the registers; both give the same bits.
+/// c ← start + Σ a[d]ᵀ·b[d], by the tile that fits the registers; both give the same bits.
 #[inline(always)]
 fn tile<T: Real>(
     many_registers: bool,
     a: impl Iterator<Item = [T; MR]> + Clone,
     b: &[Lanes<T>],
     c: &mut [Lanes<T>; MR],
-    accumulate: bool,
+    start: Start<T>,
 ) {
+    let accumulate = start.prepare(c);
     if many_registers {
         tile_8x32(a, b, c, accumulate, [0, 0]);
     } else {
@@ -87,12 +123,12 @@ fn tile<T: Real>(
     }
 }
 
-/// c ← Σ a[d]ᵀ·b[d], or c ← c + that: the panels of a are `stride` rows apart, each is read `b.len()` rows deep.
+/// c ← start + Σ a[d]ᵀ·b[d]: the panels of a are `stride` rows apart, each is read `b.len()` rows deep.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+avx2+fma", "x86_64+avx2+fma"))]
-pub(super) fn product<T: Real>(a: &[[T; MR]], stride: usize, b: &[Lanes<T>], c: &mut [Lanes<T>], accumulate: bool) {
+pub(super) fn product<T: Real>(a: &[[T; MR]], stride: usize, b: &[Lanes<T>], c: &mut [Lanes<T>], start: Start<T>) {
     let many_registers = match_target! { "x86_64+avx512f" => true, _ => false };
     for (panel, c) in c.as_chunks_mut::<MR>().0.iter_mut().enumerate() {
-        tile(many_registers, a[panel * stride..][..b.len()].iter().copied(), b, c, accumulate);
+        tile(many_registers, a[panel * stride..][..b.len()].iter().copied(), b, c, start);
     }
 }
 
@@ -102,7 +138,7 @@ pub(super) fn product_over_queries<T: Real>(p: &[Lanes<T>], b: &[Lanes<T>], c: &
     let many_registers = match_target! { "x86_64+avx512f" => true, _ => false };
     for (p, c) in p.as_chunks::<MR>().0.iter().zip(c.as_chunks_mut::<MR>().0) {
         let columns = (0..NR).map(|q| std::array::from_fn(|i| p[i][q]));
-        tile(many_registers, columns, b, c, true);
+        tile(many_registers, columns, b, c, Start::Add);
     }
 }
 
@@ -124,72 +160,68 @@ impl<T: Real> Softmax<T> {
 /// Turns scores into e^(score − max) and moves the statistics to the new maximum; returns what sums so far shrink by.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn softmax<T: Real>(scores: &mut [Lanes<T>], state: &mut Softmax<T>) -> Lanes<T> {
-    let mut max = state.max;
-    for row in scores.iter() {
-        for j in 0..NR {
-            max[j] = max[j].max(row[j]);
-        }
-    }
-    let mut sum = [T::ZERO; NR];
-    for row in scores.iter_mut() {
-        for j in 0..NR {
-            let p = (row[j] - max[j]).exp();
-            row[j] = p;
-            sum[j] += p;
-        }
-    }
     let mut shrink = [T::ZERO; NR];
-    for j in 0..NR {
-        shrink[j] = (state.max[j] - max[j]).exp();
-        state.sum[j] = state.sum[j].fma(shrink[j], sum[j]);
+    for at in [0, WIDTH] {
+        let old = Wide::load(&state.max, at);
+        let mut max = old;
+        for row in scores.iter() {
+            max = max.zip(Wide::load(row, at), T::max);
+        }
+        let mut sum = Wide([T::ZERO; WIDTH]);
+        for row in scores.iter_mut() {
+            let p = Wide::load(row, at).zip(max, |s, m| (s - m).exp());
+            p.store(row, at);
+            sum = sum.zip(p, |a, b| a + b);
+        }
+        let fade = old.zip(max, |old, max| (old - max).exp());
+        fade.store(&mut shrink, at);
+        Wide::load(&state.sum, at).zip(fade, |s, f| s * f).zip(sum, |a, b| a + b).store(&mut state.sum, at);
+        max.store(&mut state.max, at);
     }
-    state.max = max;
     shrink
 }
 
 /// tangents ← probabilities∘tangents, summed into the statistics.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn weigh<T: Real>(p: &[Lanes<T>], tangents: &mut [Lanes<T>], shrink: &Lanes<T>, state: &mut Softmax<T>) {
-    let mut sum = [T::ZERO; NR];
-    for (t, p) in tangents.iter_mut().zip(p) {
-        for j in 0..NR {
-            t[j] = t[j] * p[j];
-            sum[j] += t[j];
+    for at in [0, WIDTH] {
+        let total = Wide::load(&state.tangent_sum, at).zip(Wide::load(shrink, at), |s, f| s * f);
+        let mut sum = Wide([T::ZERO; WIDTH]);
+        for (t, p) in tangents.iter_mut().zip(p) {
+            let h = Wide::load(t, at).zip(Wide::load(p, at), |t, p| t * p);
+            h.store(t, at);
+            sum = sum.zip(h, |a, b| a + b);
         }
-    }
-    for j in 0..NR {
-        state.tangent_sum[j] = state.tangent_sum[j].fma(shrink[j], sum[j]);
+        total.zip(sum, |a, b| a + b).store(&mut state.tangent_sum, at);
     }
 }
 
-/// rows ← rows∘factor
+/// rows ← rows∘factor, in whole tiles.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn scale<T: Real>(rows: &mut [Lanes<T>], factor: &Lanes<T>) {
-    for row in rows {
-        for j in 0..NR {
-            row[j] = row[j] * factor[j];
-        }
+    // Spread over a tile, so that the loop is long and straight: over single rows the compiler gathers columns.
+    let factors = [*factor; MR];
+    for tile in rows.as_chunks_mut::<MR>().0 {
+        let pairs = tile.as_flattened_mut().iter_mut().zip(factors.as_flattened());
+        pairs.for_each(|(x, &f)| *x = *x * f);
     }
 }
 
 /// scores ← e^(scores − log-sum-exp)
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+avx2+fma", "x86_64+avx2+fma"))]
 pub(super) fn probabilities<T: Real>(scores: &mut [Lanes<T>], log_sum_exp: &Lanes<T>) {
-    for row in scores {
-        for j in 0..NR {
-            row[j] = (row[j] - log_sum_exp[j]).exp();
+    for at in [0, WIDTH] {
+        let log_sum_exp = Wide::load(log_sum_exp, at);
+        for row in scores.iter_mut() {
+            Wide::load(row, at).zip(log_sum_exp, |s, l| (s - l).exp()).store(row, at);
         }
     }
 }
 
-/// p_bar ← p∘(p_bar − delta): from the probabilities' cotangent to the scores'.
+/// s_bar ← p∘s_bar
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw+avx2+fma", "x86_64+avx2+fma"))]
-pub(super) fn score_cotangents<T: Real>(p: &[Lanes<T>], p_bar: &mut [Lanes<T>], delta: &Lanes<T>) {
-    for (b, p) in p_bar.iter_mut().zip(p) {
-        for j in 0..NR {
-            b[j] = p[j] * (b[j] - delta[j]);
-        }
-    }
+pub(super) fn multiply<T: Real>(p: &[Lanes<T>], s_bar: &mut [Lanes<T>]) {
+    s_bar.as_flattened_mut().iter_mut().zip(p.as_flattened()).for_each(|(b, &p)| *b = *b * p);
 }
 
 #[cfg(test)]
@@ -201,10 +233,11 @@ mod tests {
         let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 17.0;
         let a: Vec<[f32; MR]> = (0..13).map(|d| std::array::from_fn(|i| value(d * MR + i))).collect();
         let b: Vec<Lanes<f32>> = (0..13).map(|d| std::array::from_fn(|j| value(d * NR + j + 5))).collect();
-        for accumulate in [false, true] {
+        let row = std::array::from_fn(|j| value(3 * j));
+        for start in [Start::Zero, Start::Add, Start::From(&row)] {
             let run = |many_registers| {
                 let mut c: [Lanes<f32>; MR] = std::array::from_fn(|i| std::array::from_fn(|j| value(i + j)));
-                tile(many_registers, a.iter().copied(), &b, &mut c, accumulate);
+                tile(many_registers, a.iter().copied(), &b, &mut c, start);
                 c
             };
             assert_eq!(run(true), run(false));
