@@ -105,6 +105,24 @@ pub struct DemoArgs {
     /// Folder for the run and the report
     #[arg(long, short, default_value = "runs/demo")]
     pub output: PathBuf,
+    /// Distillation preset, such as digits-scm or digits-dmd
+    #[arg(long)]
+    pub preset: Option<String>,
+    /// Override one setting, such as --set distill.run.iterations=800
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Seed of every draw of the distillation
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Clips that each model is measured on
+    #[arg(long, default_value_t = 400)]
+    pub samples: usize,
+    /// Go on with an interrupted demo
+    #[arg(long)]
+    pub resume: bool,
+    /// A few iterations and clips: runs every part, shows nothing of quality
+    #[arg(long)]
+    pub quick: bool,
 }
 
 /// Arguments of `sample`.

@@ -46,6 +46,9 @@ pub enum Error {
          values too large for the precision; --no-check skips this check at the start of a distillation"
     )]
     WrongTangent,
+    /// The report could not be made.
+    #[error(transparent)]
+    Report(#[from] crate::report::ReportError),
     /// An argument cannot be honoured.
     #[error("{0}")]
     Argument(String),

@@ -5,11 +5,12 @@ use fewstep_distill::distiller::Distiller;
 use fewstep_distill::training::Training;
 use fewstep_tensor::DType;
 
+use super::check_jvp::check_model;
 use super::teach::MODEL_FILE;
 use super::training::{Run, settings};
 use crate::args::DistillArgs;
 use crate::digits::DigitsSource;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Model, Role};
 use crate::settings::{DISTILL_PRESETS, DistillSettings};
 use crate::status;
@@ -27,6 +28,9 @@ pub fn run(args: &DistillArgs) -> Result<bool> {
     let s = &resolved.value;
     let teacher = Model::load(&s.teacher, DType::F32)?;
     status!("Teacher", "{}: {} parameters", s.teacher, teacher.params.count());
+    if s.distill.method.is_continuous() && !args.no_check {
+        check(&teacher, s.distill.run.seed)?;
+    }
     let source = DigitsSource::new(Split::Train, s.data.seed)?;
     let mut distiller = Distiller::new(
         s.distill.clone(),
@@ -44,4 +48,15 @@ pub fn run(args: &DistillArgs) -> Result<bool> {
     Model::write(&path, teacher.network(), &distiller.sampling_weights()?, role)?;
     status!("Wrote", "{}", path.display());
     Ok(false)
+}
+
+/// Continuous-time consistency stands on the tangent: refuses to start where it is not the derivative.
+fn check(teacher: &Model, seed: u64) -> Result<()> {
+    let report = check_model(teacher, seed)?;
+    if report.ok() {
+        status!("Checked", "forward-mode tangents are the network's derivatives at {} times", report.rows.len() / 2);
+        return Ok(());
+    }
+    eprint!("{report}");
+    Err(Error::WrongTangent)
 }

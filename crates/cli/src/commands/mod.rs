@@ -4,6 +4,7 @@ mod apply;
 mod bench;
 mod check_jvp;
 mod config;
+mod demo;
 mod distill;
 mod evaluate;
 mod sample;
@@ -22,7 +23,7 @@ use crate::error::Result;
 /// Whatever ends the command.
 pub fn run(cli: Cli) -> Result<bool> {
     match cli.command {
-        Command::Demo(_) => unimplemented!(),
+        Command::Demo(a) => demo::run(&a),
         Command::Teach(a) => teach::run(&a),
         Command::Distill(a) => distill::run(&a),
         Command::Sample(a) => sample::run(&a).map(|()| false),
