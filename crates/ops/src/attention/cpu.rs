@@ -18,3 +18,5 @@ const MR: usize = 8;
 const NR: usize = 32;
 /// Keys of one block: its scores, 16 KiB of f32 a panel, stay in the first-level cache.
 const KEYS: usize = 128;
+/// Panels of queries that share one pass over keys and values, which come from beyond the second-level cache.
+const PANELS: usize = 8;

@@ -2,9 +2,9 @@ use fewstep_tensor::Tensor;
 use fewstep_tensor::math::Real;
 use rayon::prelude::*;
 
-use super::pack::{Heads, Panels, Rows};
+use super::pack::{Heads, Panels, Rows, unpack};
 use super::tile::{Lanes, Start, multiply, probabilities, product, product_over_queries};
-use super::{KEYS, MR, NR};
+use super::{KEYS, MR, NR, PANELS};
 use crate::attention::Extents;
 use crate::layer_norm::rows::sum;
 use crate::{Result, Saved};
@@ -19,6 +19,8 @@ struct Division {
     chunks: usize,
     /// Keys of a chunk, a multiple of `KEYS`.
     keys: usize,
+    /// Columns of q̄ᵀ in whole tiles.
+    columns: usize,
     /// q̄ᵀ: [panel of queries][column][query]
     q_rows: usize,
     /// k̄: [panel of columns][key][column]
@@ -31,31 +33,30 @@ impl Division {
     fn new(e: &Extents) -> Self {
         let chunks = MIN_TASKS.div_ceil((e.b * e.n).max(1)).min(e.s.div_ceil(2 * KEYS)).max(1);
         let keys = e.s.div_ceil(chunks).next_multiple_of(KEYS);
+        let columns = e.k.next_multiple_of(MR);
         Division {
             chunks: e.s.div_ceil(keys),
             keys,
-            q_rows: e.l.div_ceil(NR) * e.k.next_multiple_of(MR),
+            columns,
+            q_rows: e.l.div_ceil(NR) * columns,
             k_rows: e.k.div_ceil(NR) * keys,
             v_rows: e.v.div_ceil(NR) * keys,
         }
     }
 }
 
-/// Everything the tasks read, packed for the products it enters.
-struct Packed<T: Real> {
-    /// K by key, for S = K·Q, and by column, for q̄ = Kᵀ·S̄.
+/// What the tasks read: keys and values packed once, what belongs to the queries as it is.
+struct Inputs<'a, T: Real> {
+    /// For S = K·Q, and by column for q̄ = Kᵀ·S̄.
     k_by_key: Panels<T, MR>,
     k_by_column: Panels<T, MR>,
+    /// For P̄ = V·ȳ.
     v_by_key: Panels<T, MR>,
-    /// scale·Q by query, for S, and by column, for k̄ = S̄·Q.
-    q_by_query: Panels<T, NR>,
-    q_by_column: Panels<T, NR>,
-    /// ȳ by query, for P̄ = V·ȳ, and by column, for v̄ = P·ȳ.
-    y_bar_by_query: Panels<T, NR>,
-    y_bar_by_column: Panels<T, NR>,
-    /// [B·N][panel] log-sum-exp and −Σ ȳ·y of each query.
-    log_sum_exp: Vec<Lanes<T>>,
-    minus_delta: Vec<Lanes<T>>,
+    q: Heads<'a, T>,
+    y: Heads<'a, T>,
+    y_bar: Heads<'a, T>,
+    /// [B, N, L]
+    log_sum_exp: &'a [T],
 }
 
 /// One chunk of keys of one head: what it adds up.
@@ -67,117 +68,127 @@ struct Task<'a, T> {
     v_bar: Option<&'a mut [Lanes<T>]>,
 }
 
-impl<T: Real> Packed<T> {
-    fn run(&self, e: &Extents, d: &Division, task: &mut Task<T>, scratch: &mut [Rows<T, NR>; 2]) {
+/// What a thread computes in: a group of panels of queries, packed, and the scores of one block.
+struct Scratch<T: Real> {
+    /// scale·Q by query, for S, and by column, for k̄ = S̄·Q.
+    q_by_query: Rows<T, NR>,
+    q_by_column: Rows<T, NR>,
+    /// ȳ by query, for P̄ = V·ȳ, and by column, for v̄ = P·ȳ.
+    y_bar_by_query: Rows<T, NR>,
+    y_bar_by_column: Rows<T, NR>,
+    /// Log-sum-exp and −Σ ȳ·y of each query of each panel.
+    log_sum_exp: [Lanes<T>; PANELS],
+    minus_delta: [Lanes<T>; PANELS],
+    p: Rows<T, NR>,
+    s_bar: Rows<T, NR>,
+}
+
+impl<T: Real> Scratch<T> {
+    fn new(e: &Extents) -> Self {
+        Scratch {
+            q_by_query: Rows::new(PANELS * e.k),
+            q_by_column: Rows::new(e.k.div_ceil(NR) * PANELS * NR),
+            y_bar_by_query: Rows::new(PANELS * e.v),
+            y_bar_by_column: Rows::new(e.v.div_ceil(NR) * PANELS * NR),
+            log_sum_exp: [[T::ZERO; NR]; PANELS],
+            minus_delta: [[T::ZERO; NR]; PANELS],
+            p: Rows::new(KEYS),
+            s_bar: Rows::new(KEYS),
+        }
+    }
+
+    /// Packs the queries `first..first + queries` of a head.
+    fn pack(&mut self, e: &Extents, x: &Inputs<T>, head: usize, first: usize, queries: usize) {
+        let (scale, stride) = (T::lit(e.scale), PANELS * NR);
+        for panel in 0..queries.div_ceil(NR) {
+            let at = first + panel * NR;
+            x.q.panel_by_token(head, at, scale, &mut self.q_by_query[panel * e.k..][..e.k]);
+            x.y_bar.panel_by_token(head, at, T::ONE, &mut self.y_bar_by_query[panel * e.v..][..e.v]);
+            for lane in 0..NR.min(e.l - at) {
+                let (y, y_bar) = (x.y.row(head, at + lane), x.y_bar.row(head, at + lane));
+                self.minus_delta[panel][lane] = -sum(e.v, |c| y[c] * y_bar[c]);
+                self.log_sum_exp[panel][lane] = x.log_sum_exp[head * e.l + at + lane];
+            }
+        }
+        x.q.run_by_column(head, first..first + queries, stride, scale, &mut self.q_by_column);
+        x.y_bar.run_by_column(head, first..first + queries, stride, T::ONE, &mut self.y_bar_by_column);
+    }
+}
+
+impl<T: Real> Inputs<'_, T> {
+    fn run(&self, e: &Extents, d: &Division, task: &mut Task<T>, s: &mut Scratch<T>) {
         let end = e.s.min((task.chunk + 1) * d.keys);
         for bar in [&mut task.q_bar, &mut task.k_bar, &mut task.v_bar].into_iter().flatten() {
             bar.fill([T::ZERO; NR]);
         }
-        for first in (task.chunk * d.keys..end).step_by(KEYS) {
-            for panel in 0..e.l.div_ceil(NR) {
-                self.block(e, d, task, (first, KEYS.min(end - first)), panel, scratch);
+        for first in (0..e.l).step_by(PANELS * NR) {
+            let queries = (PANELS * NR).min(e.l - first);
+            s.pack(e, self, task.head, first, queries);
+            for key in (task.chunk * d.keys..end).step_by(KEYS) {
+                for panel in 0..queries.div_ceil(NR) {
+                    let here = NR.min(queries - panel * NR);
+                    self.block(e, d, task, (key, KEYS.min(end - key)), (first / NR, panel, here), s);
+                }
             }
         }
     }
 
-    /// One block of keys against one panel of queries.
+    /// One block of keys against one panel of a group that starts at panel `group` of the head.
     fn block(
         &self,
         e: &Extents,
         d: &Division,
         task: &mut Task<T>,
         (first, keys): (usize, usize),
-        panel: usize,
-        scratch: &mut [Rows<T, NR>; 2],
+        (group, panel, queries): (usize, usize, usize),
+        s: &mut Scratch<T>,
     ) {
-        let (i, panels) = (task.head, e.l.div_ceil(NR));
+        let (i, local) = (task.head, first - task.chunk * d.keys);
         let padded = keys.next_multiple_of(MR);
-        let [p, s_bar] = scratch;
-        let (p, s_bar) = (&mut p[..padded], &mut s_bar[..padded]);
-        let queries = NR.min(e.l - panel * NR);
-        let local = first - task.chunk * d.keys;
-        product(
-            &self.k_by_key.head(i)[first / MR * e.k..],
-            e.k,
-            &self.q_by_query.head(i)[panel * e.k..][..e.k],
-            p,
-            Start::Zero,
-        );
-        probabilities(p, &self.log_sum_exp[i * panels + panel]);
+        let (p, s_bar) = (&mut s.p[..padded], &mut s.s_bar[..padded]);
+        let q = &s.q_by_query[panel * e.k..][..e.k];
+        product(&self.k_by_key.head(i)[first / MR * e.k..], e.k, q, p, Start::Zero);
+        probabilities(p, &s.log_sum_exp[panel]);
         if let Some(v_bar) = &mut task.v_bar {
-            over_queries(p, self.y_bar_by_column.head(i), e.l, (panel * NR, queries), v_bar, d.keys, local);
+            over_queries(p, &s.y_bar_by_column[panel * NR..], queries, &mut v_bar[local..], d.keys);
         }
         if task.q_bar.is_none() && task.k_bar.is_none() {
             return;
         }
-        let y_bar = &self.y_bar_by_query.head(i)[panel * e.v..][..e.v];
-        product(
-            &self.v_by_key.head(i)[first / MR * e.v..],
-            e.v,
-            y_bar,
-            s_bar,
-            Start::From(&self.minus_delta[i * panels + panel]),
-        );
+        let y_bar = &s.y_bar_by_query[panel * e.v..][..e.v];
+        let v = &self.v_by_key.head(i)[first / MR * e.v..];
+        product(v, e.v, y_bar, s_bar, Start::From(&s.minus_delta[panel]));
         multiply(p, s_bar);
         if let Some(k_bar) = &mut task.k_bar {
-            over_queries(s_bar, self.q_by_column.head(i), e.l, (panel * NR, queries), k_bar, d.keys, local);
+            over_queries(s_bar, &s.q_by_column[panel * NR..], queries, &mut k_bar[local..], d.keys);
         }
         if let Some(q_bar) = &mut task.q_bar {
-            let columns = e.k.next_multiple_of(MR);
-            let q_bar = &mut q_bar[panel * columns..][..columns];
+            let q_bar = &mut q_bar[(group + panel) * d.columns..][..d.columns];
             product(&self.k_by_column.head(i)[first..], e.s, &s_bar[..keys], q_bar, Start::Add);
         }
     }
 }
 
-/// bar[key] ← bar[key] + Σ p[key][query]·x[query] for every panel of columns of x.
-fn over_queries<T: Real>(
-    p: &[Lanes<T>],
-    x: &[Lanes<T>],
-    tokens: usize,
-    (first, queries): (usize, usize),
-    bar: &mut [Lanes<T>],
-    stride: usize,
-    at: usize,
-) {
-    for (bar, x) in bar.chunks_mut(stride).zip(x.chunks(tokens)) {
-        product_over_queries(p, &x[first..][..queries], &mut bar[at..][..p.len()]);
+/// bar[key] ← bar[key] + Σ p[key][query]·x[query] for every panel of columns of x, those of bar `stride` rows apart.
+fn over_queries<T: Real>(p: &[Lanes<T>], x: &[Lanes<T>], queries: usize, bar: &mut [Lanes<T>], stride: usize) {
+    for (bar, x) in bar.chunks_mut(stride).zip(x.chunks(PANELS * NR)) {
+        product_over_queries(p, &x[..queries], &mut bar[..p.len()]);
     }
 }
 
-fn pack<T: Real>(e: &Extents, saved: &Saved, y_bar: &Tensor) -> Result<Packed<T>> {
+fn inputs<'a, T: Real>(e: &Extents, saved: &'a Saved, y_bar: &'a Tensor) -> Result<Inputs<'a, T>> {
     let heads = |x, tokens, width| Heads { x, tokens, heads: e.n, width };
-    let q = heads(saved.input(0)?.as_slice::<T>()?, e.l, e.k);
     let k = heads(saved.input(1)?.as_slice::<T>()?, e.s, e.k);
     let v = heads(saved.input(2)?.as_slice::<T>()?, e.s, e.v);
-    let y = heads(saved.output()?.as_slice::<T>()?, e.l, e.v);
-    let y_bar = heads(y_bar.as_slice::<T>()?, e.l, e.v);
-    let log_sum_exp = saved.kept(0)?.as_slice::<T>()?;
-    let scale = T::lit(e.scale);
-    Ok(Packed {
+    Ok(Inputs {
         k_by_key: k.by_token(T::ONE),
         k_by_column: k.by_column(T::ONE),
         v_by_key: v.by_token(T::ONE),
-        q_by_query: q.by_token(scale),
-        q_by_column: q.by_column(scale),
-        y_bar_by_query: y_bar.by_token(T::ONE),
-        y_bar_by_column: y_bar.by_column(T::ONE),
-        log_sum_exp: by_panel(e, |i, query| log_sum_exp[i * e.l + query]),
-        minus_delta: by_panel(e, |i, query| {
-            let (y, y_bar) = (y.row(i, query), y_bar.row(i, query));
-            -sum(e.v, |c| y[c] * y_bar[c])
-        }),
+        q: heads(saved.input(0)?.as_slice::<T>()?, e.l, e.k),
+        y: heads(saved.output()?.as_slice::<T>()?, e.l, e.v),
+        y_bar: heads(y_bar.as_slice::<T>()?, e.l, e.v),
+        log_sum_exp: saved.kept(0)?.as_slice::<T>()?,
     })
-}
-
-/// One value a query of every (sample, head), in panels; zeros beyond the last query.
-fn by_panel<T: Real>(e: &Extents, f: impl Fn(usize, usize) -> T + Sync) -> Vec<Lanes<T>> {
-    let panels = e.l.div_ceil(NR);
-    let of = |i: usize| {
-        let (head, first) = (i / panels, i % panels * NR);
-        std::array::from_fn(|lane| if first + lane < e.l { f(head, first + lane) } else { T::ZERO })
-    };
-    (0..e.b * e.n * panels).into_par_iter().map(of).collect()
 }
 
 pub(in crate::attention) fn vjp<T: Real>(
@@ -190,7 +201,7 @@ pub(in crate::attention) fn vjp<T: Real>(
         let zeros = |i: usize| Tensor::zeros(saved.shape(i), y_bar.dtype(), y_bar.device());
         return Ok((0..3).map(|i| wanted[i].then(|| zeros(i))).collect());
     }
-    let packed = pack::<T>(e, saved, y_bar)?;
+    let inputs = inputs::<T>(e, saved, y_bar)?;
     let d = Division::new(e);
     let count = e.b * e.n * d.chunks;
     let sizes = [d.q_rows, d.k_rows, d.v_rows];
@@ -203,7 +214,7 @@ pub(in crate::attention) fn vjp<T: Real>(
             Task { head: i / d.chunks, chunk: i % d.chunks, q_bar: part(0), k_bar: part(1), v_bar: part(2) }
         })
         .collect();
-    tasks.par_iter_mut().for_each_init(|| [Rows::new(KEYS), Rows::new(KEYS)], |s, task| packed.run(e, &d, task, s));
+    tasks.par_iter_mut().for_each_init(|| Scratch::new(e), |s, task| inputs.run(e, &d, task, s));
     let rows = |i: usize| room[i].as_deref();
     Ok(vec![
         rows(0).map(|rows| unpack_queries(e, &d, rows, saved.shape(0))),
@@ -214,20 +225,28 @@ pub(in crate::attention) fn vjp<T: Real>(
 
 /// q̄ [B, L, N·K] = scale·Σ over chunks.
 fn unpack_queries<T: Real>(e: &Extents, d: &Division, rows: &[Lanes<T>], shape: &[usize]) -> Tensor {
-    let (scale, columns) = (T::lit(e.scale), e.k.next_multiple_of(MR));
+    let (scale, width) = ([T::lit(e.scale); NR], e.n * e.k);
     Tensor::cpu_with(shape, |q_bar: &mut [T]| {
-        q_bar.par_chunks_mut(e.n * e.k).enumerate().for_each(|(token, out)| {
-            let (sample, query) = (token / e.l, token % e.l);
-            for (head, out) in out.chunks_mut(e.k).enumerate() {
-                out.fill(T::ZERO);
-                for chunk in 0..d.chunks {
-                    let task = (sample * e.n + head) * d.chunks + chunk;
-                    let part = &rows[task * d.q_rows + query / NR * columns..];
-                    out.iter_mut().zip(part).for_each(|(o, row)| *o += row[query % NR]);
+        let panels: Vec<_> = q_bar.chunks_mut(e.l * width).map(|sample| sample.chunks_mut(NR * width)).collect();
+        let panels: Vec<_> =
+            panels.into_iter().enumerate().flat_map(|(b, p)| p.enumerate().map(move |p| (b, p))).collect();
+        panels.into_par_iter().for_each_init(
+            || vec![[T::ZERO; NR]; d.columns],
+            |total, (sample, (panel, out))| {
+                let mut out: Vec<&mut [T]> = out.chunks_mut(width).collect();
+                for head in 0..e.n {
+                    total.fill([T::ZERO; NR]);
+                    for chunk in 0..d.chunks {
+                        let task = (sample * e.n + head) * d.chunks + chunk;
+                        let part = &rows[task * d.q_rows + panel * d.columns..][..d.columns];
+                        let sums = total.as_flattened_mut().iter_mut().zip(part.as_flattened());
+                        sums.for_each(|(t, &p)| *t += p);
+                    }
+                    let mut out: Vec<&mut [T]> = out.iter_mut().map(|o| &mut o[head * e.k..][..e.k]).collect();
+                    unpack(total, &scale, &mut out);
                 }
-                out.iter_mut().for_each(|o| *o = *o * scale);
-            }
-        });
+            },
+        );
     })
 }
 

@@ -2,14 +2,12 @@ use fewstep_tensor::Tensor;
 use fewstep_tensor::math::Real;
 use rayon::prelude::*;
 
-use super::pack::{Heads, Panels, Rows};
+use super::pack::{Heads, Panels, Rows, unpack};
 use super::tile::{Softmax, Start, product, scale, softmax, weigh};
-use super::{KEYS, MR, NR};
+use super::{KEYS, MR, NR, PANELS};
 use crate::attention::Extents;
 use crate::{Dual, Output, Result};
 
-/// Panels of queries that share one pass over the keys and values, which come from the third-level cache.
-const PANELS: usize = 8;
 /// With fewer tasks than this, tasks of fewer panels are made.
 const MIN_TASKS: usize = 32;
 
@@ -127,19 +125,18 @@ impl<T: Real> Packed<'_, T> {
     /// y/ℓ, (ẏ − r·y/ℓ)/ℓ and max + ln ℓ, transposed to their rows.
     fn finish(&self, e: &Extents, task: &mut Task<T>, s: &Scratch<T>) {
         let values = e.v.next_multiple_of(MR);
-        for (query, log_sum_exp) in task.log_sum_exp.iter_mut().enumerate() {
-            let (state, lane) = (&s.softmax[query / NR], query % NR);
-            *log_sum_exp = state.max[lane] + state.sum[lane].ln();
+        for (state, log_sum_exp) in s.softmax.iter().zip(task.log_sum_exp.chunks_mut(NR)) {
+            let statistics = state.max.iter().zip(&state.sum);
+            log_sum_exp.iter_mut().zip(statistics).for_each(|(o, (&max, &sum))| *o = max + sum.ln());
         }
-        for (query, y) in task.y.iter_mut().enumerate() {
-            let (panel, lane) = (query / NR, query % NR);
-            let state = &s.softmax[panel];
-            let inv = T::ONE / state.sum[lane];
-            y.iter_mut().zip(&s.y[panel * values..]).for_each(|(y, row)| *y = row[lane] * inv);
-            if let Some(y_dot) = task.y_dot.get_mut(query) {
-                for ((d, row), &y) in y_dot.iter_mut().zip(&s.y_dot[panel * values..]).zip(&**y) {
-                    *d = (row[lane] - state.tangent_sum[lane] * y) * inv;
-                }
+        for (panel, (state, y)) in s.softmax.iter().zip(task.y.chunks_mut(NR)).enumerate() {
+            let inv = state.sum.map(|sum| T::ONE / sum);
+            unpack(&s.y[panel * values..][..values], &inv, y);
+            let Some(y_dot) = task.y_dot.chunks_mut(NR).nth(panel) else { continue };
+            unpack(&s.y_dot[panel * values..][..values], &inv, y_dot);
+            for (lane, (d, y)) in y_dot.iter_mut().zip(y).enumerate() {
+                let mean = state.tangent_sum[lane] * inv[lane];
+                d.iter_mut().zip(&**y).for_each(|(d, &y)| *d = *d - mean * y);
             }
         }
     }

@@ -1,8 +1,10 @@
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
 use fewstep_tensor::Buffer;
 use fewstep_tensor::math::Real;
 use rayon::prelude::*;
+
+use super::tile::Lanes;
 
 /// A tensor [batch, tokens, heads·width] to be read head by head.
 #[derive(Clone, Copy)]
@@ -15,6 +17,9 @@ pub(super) struct Heads<'a, T> {
 
 /// Bytes of a cache line: a row that straddles two costs two loads.
 const LINE: usize = 64;
+
+/// Tokens that are transposed together: their values of one column fill a small register.
+const AT_ONCE: usize = 4;
 
 /// Rows [T; P] that start at a cache line; stale contents.
 pub(super) struct Rows<T: Real, const P: usize> {
@@ -93,9 +98,19 @@ impl<'a, T: Real> Heads<'a, T> {
         if count < P {
             rows.fill([T::ZERO; P]);
         }
-        for lane in 0..count {
-            let x = self.row(i, first + lane);
-            rows.iter_mut().zip(x).for_each(|(r, &x)| r[lane] = x * scale);
+        for lane in (0..count).step_by(AT_ONCE) {
+            if lane + AT_ONCE <= count {
+                let x: [&[T]; AT_ONCE] = std::array::from_fn(|j| self.row(i, first + lane + j));
+                for (k, row) in rows.iter_mut().enumerate().take(self.width) {
+                    for (r, x) in row[lane..lane + AT_ONCE].iter_mut().zip(x) {
+                        *r = x[k] * scale;
+                    }
+                }
+            } else {
+                for lane in lane..count {
+                    rows.iter_mut().zip(self.row(i, first + lane)).for_each(|(r, &x)| r[lane] = x * scale);
+                }
+            }
         }
     }
 
@@ -103,13 +118,46 @@ impl<'a, T: Real> Heads<'a, T> {
     pub fn by_column<const P: usize>(self, scale: T) -> Panels<T, P> {
         let panels = self.width.div_ceil(P);
         Panels::fill(panels * self.tokens, self.count(), |i, rows| {
-            for token in 0..self.tokens {
-                for (panel, x) in self.row(i, token).chunks(P).enumerate() {
-                    let row = &mut rows[panel * self.tokens + token];
-                    row[x.len()..].fill(T::ZERO);
-                    row.iter_mut().zip(x).for_each(|(r, &x)| *r = x * scale);
-                }
-            }
+            self.run_by_column(i, 0..self.tokens, self.tokens, scale, rows);
         })
+    }
+
+    /// A run of tokens of [`by_column`](Self::by_column), its panels `stride` rows apart.
+    pub fn run_by_column<const P: usize>(
+        &self,
+        i: usize,
+        tokens: Range<usize>,
+        stride: usize,
+        scale: T,
+        rows: &mut [[T; P]],
+    ) {
+        for (at, token) in tokens.enumerate() {
+            for (panel, x) in self.row(i, token).chunks(P).enumerate() {
+                let row = &mut rows[panel * stride + at];
+                row[x.len()..].fill(T::ZERO);
+                row.iter_mut().zip(x).for_each(|(r, &x)| *r = x * scale);
+            }
+        }
+    }
+}
+
+/// out[query][column] ← rows[column][query]·factor[query], for as many queries as there are outputs.
+pub(super) fn unpack<T: Real>(rows: &[Lanes<T>], factor: &Lanes<T>, out: &mut [&mut [T]]) {
+    for (group, out) in out.chunks_mut(AT_ONCE).enumerate() {
+        let lane = group * AT_ONCE;
+        if let [a, b, c, d] = out {
+            let columns = a.iter_mut().zip(b.iter_mut()).zip(c.iter_mut()).zip(d.iter_mut());
+            for ((((a, b), c), d), row) in columns.zip(rows) {
+                *a = row[lane] * factor[lane];
+                *b = row[lane + 1] * factor[lane + 1];
+                *c = row[lane + 2] * factor[lane + 2];
+                *d = row[lane + 3] * factor[lane + 3];
+            }
+        } else {
+            for (query, out) in out.iter_mut().enumerate() {
+                let lane = lane + query;
+                out.iter_mut().zip(rows).for_each(|(o, row)| *o = row[lane] * factor[lane]);
+            }
+        }
     }
 }
