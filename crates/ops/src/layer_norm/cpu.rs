@@ -18,8 +18,8 @@ struct Stats<T> {
 #[inline(always)]
 fn stats<T: Real>(x: &[T], eps: T) -> Stats<T> {
     let inv_d = T::ONE / T::lit(x.len() as f64);
-    let mean = sum(x.len(), |i| x[i]) * inv_d;
-    let var = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) * inv_d;
+    let mean = sum([x], |[x]| x) * inv_d;
+    let var = sum([x], |[x]| (x - mean) * (x - mean)) * inv_d;
     Stats { mean, inv_std: T::ONE / (var + eps).sqrt() }
 }
 
@@ -60,8 +60,8 @@ fn tangent_rows<T: Real>(
         match x_dot {
             Some(x_dot) => {
                 let x_dot = &x_dot[row * d..][..d];
-                let mean = sum(d, |i| x_dot[i]) * inv_d;
-                let along = sum(d, |i| x_dot[i] * normal(s, x[i])) * inv_d;
+                let mean = sum([x_dot], |[t]| t) * inv_d;
+                let along = sum([x_dot, x], |[t, x]| t * normal(s, x)) * inv_d;
                 for (((y, &x), &t), &f) in y_dot.iter_mut().zip(x).zip(x_dot).zip(factor) {
                     *y = (t - mean - normal(s, x) * along) * s.inv_std * (base + f);
                 }
@@ -88,9 +88,8 @@ fn cotangent_rows<T: Real>(base: T, kept: &[T], x: &[T], factor: &[T], y_bar: &[
     let rows = x.chunks_exact(d).zip(y_bar.chunks_exact(d)).zip(x_bar.chunks_exact_mut(d));
     for (((x, y_bar), x_bar), kept) in rows.zip(kept.chunks_exact(2)) {
         let s = Stats { mean: kept[0], inv_std: kept[1] };
-        let g = |i: usize| y_bar[i] * (base + factor[i]);
-        let mean = sum(d, g) * inv_d;
-        let along = sum(d, |i| g(i) * normal(s, x[i])) * inv_d;
+        let mean = sum([y_bar, factor], |[b, f]| b * (base + f)) * inv_d;
+        let along = sum([y_bar, factor, x], |[b, f, x]| b * (base + f) * normal(s, x)) * inv_d;
         for ((((x_bar, &x), &b), &f), (fb, ob)) in
             x_bar.iter_mut().zip(x).zip(y_bar).zip(factor).zip(factor_bar.iter_mut().zip(offset_bar.iter_mut()))
         {

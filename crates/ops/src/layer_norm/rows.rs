@@ -76,22 +76,28 @@ impl Rows {
     }
 }
 
-/// Σᵢ f(i), `f(i)` for i below n, in `LANES` running sums.
+/// Σ f(xᵢ, …) over slices of one length, in `LANES` running sums.
 #[inline(always)]
-pub(crate) fn sum<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
+pub(crate) fn sum<T: Real, const N: usize>(x: [&[T]; N], f: impl Fn([T; N]) -> T) -> T {
     let mut lanes = [T::ZERO; LANES];
-    let whole = n / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (j, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(start + j);
+    let parts = x.map(|x| x.as_chunks::<LANES>());
+    for c in 0..parts[0].0.len() {
+        let chunk = parts.map(|p| &p.0[c]);
+        for j in 0..LANES {
+            lanes[j] += f(chunk.map(|x| x[j]));
         }
     }
-    let mut rest = T::ZERO;
-    for i in whole..n {
-        rest += f(i);
+    let mut total = T::ZERO;
+    for i in 0..parts[0].1.len() {
+        total += f(parts.map(|p| p.1[i]));
     }
-    for &lane in &lanes {
-        rest += lane;
+    // By halves: a chain of 32 additions would take as long as the row.
+    let mut width = LANES / 2;
+    while width > 0 {
+        for j in 0..width {
+            lanes[j] = lanes[j] + lanes[j + width];
+        }
+        width /= 2;
     }
-    rest
+    total + lanes[0]
 }

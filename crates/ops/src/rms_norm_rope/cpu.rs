@@ -63,7 +63,7 @@ fn forward_rows<T: Real>(c: &Context<T>, x: &[T], y: &mut [T], kept: &mut [T]) {
     let rows = x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(kept.chunks_exact_mut(d / part));
     for (row, ((x, y), kept)) in rows.enumerate() {
         for ((x, y), inv) in x.chunks_exact(part).zip(y.chunks_exact_mut(part)).zip(kept) {
-            *inv = T::ONE / (sum(part, |i| x[i] * x[i]) * inv_part + c.eps).sqrt();
+            *inv = T::ONE / (sum([x], |[x]| x * x) * inv_part + c.eps).sqrt();
             y.iter_mut().zip(x).zip(c.weight).for_each(|((y, &x), &w)| *y = x * *inv * w);
         }
         c.rotate(row, false, y);
@@ -89,7 +89,7 @@ fn tangent_rows<T: Real>(
             match x_dot {
                 Some(x_dot) => {
                     let x_dot = &x_dot[at..][..part];
-                    let inv_dot = -(inv * inv * inv) * (sum(part, |i| x[i] * x_dot[i]) * inv_part);
+                    let inv_dot = -(inv * inv * inv) * (sum([x, x_dot], |[x, t]| x * t) * inv_part);
                     for (((y, &x), &t), &w) in y_dot.iter_mut().zip(x).zip(x_dot).zip(c.weight) {
                         *y = t.fma(inv, x * inv_dot) * w;
                     }
@@ -116,7 +116,7 @@ fn cotangent_rows<T: Real>(c: &Context<T>, kept: &[T], x: &[T], y_bar: &[T], x_b
         for (p, x_bar) in x_bar.chunks_exact_mut(part).enumerate() {
             let at = row * d + p * part;
             let (x, inv) = (&x[at..][..part], kept[row * (d / part) + p]);
-            let along = inv * inv * inv * (sum(part, |i| x[i] * x_bar[i] * c.weight[i]) * inv_part);
+            let along = inv * inv * inv * (sum([x, x_bar, c.weight], |[x, n, w]| x * n * w) * inv_part);
             for (((n, &x), &w), wb) in x_bar.iter_mut().zip(x).zip(c.weight).zip(weight_bar.iter_mut()) {
                 *wb = (*n * x).fma(inv, *wb);
                 *n = (*n * w * inv) - x * along;

@@ -106,7 +106,7 @@ impl<T: Real> Scratch<T> {
             x.y_bar.panel_by_token(head, at, T::ONE, &mut self.y_bar_by_query[panel * e.v..][..e.v]);
             for lane in 0..NR.min(e.l - at) {
                 let (y, y_bar) = (x.y.row(head, at + lane), x.y_bar.row(head, at + lane));
-                self.minus_delta[panel][lane] = -sum(e.v, |c| y[c] * y_bar[c]);
+                self.minus_delta[panel][lane] = -sum([y, y_bar], |[y, y_bar]| y * y_bar);
                 self.log_sum_exp[panel][lane] = x.log_sum_exp[head * e.l + at + lane];
             }
         }
