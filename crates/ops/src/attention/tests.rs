@@ -28,6 +28,9 @@ fn every_rule_holds_over_several_blocks_and_at_the_extremes() {
         [1, 2, 3, 1, 4, 0],
         [1, 70, 300, 2, 5, 9],
         [2, 161, 129, 1, 33, 40],
+        // More queries than a group of the backward pass; enough heads for tasks of several panels.
+        [1, 300, 70, 1, 3, 5],
+        [1, 70, 20, 34, 2, 3],
     ];
     for (seed, [b, l, s, n, k, v]) in shapes.into_iter().enumerate() {
         let op = Attention { heads: n, scale: Some(0.4) };

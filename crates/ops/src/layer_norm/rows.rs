@@ -95,7 +95,7 @@ pub(crate) fn sum<T: Real, const N: usize>(x: [&[T]; N], f: impl Fn([T; N]) -> T
     let mut width = LANES / 2;
     while width > 0 {
         for j in 0..width {
-            lanes[j] = lanes[j] + lanes[j + width];
+            lanes[j] += lanes[j + width];
         }
         width /= 2;
     }
