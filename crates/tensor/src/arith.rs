@@ -85,13 +85,29 @@ pub fn combine(terms: &[(&[f64], &Tensor)]) -> Result<Tensor> {
         let xs = terms.iter().map(|(_, x)| x.as_slice::<T>()).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cpu_with(first.shape(), |out: &mut [T]| {
             out.par_chunks_mut(row.max(1)).enumerate().for_each(|(s, out)| {
-                for (i, o) in out.iter_mut().enumerate() {
-                    let sum: f64 = terms.iter().zip(&xs).map(|((c, _), x)| c[s] * x[s * row + i].to_f64()).sum();
-                    *o = T::from_f64(sum);
-                }
+                let terms: Vec<(f64, &[T])> =
+                    terms.iter().zip(&xs).map(|((c, _), x)| (c[s], &x[s * row..(s + 1) * row])).collect();
+                combine_row(&terms, out);
             });
         }))
     })
+}
+
+/// Elements whose sums are formed at a time: their f64 accumulators stay in the first cache.
+const COMBINE_CHUNK: usize = 512;
+
+/// Σ c·x in f64, rounded once.
+fn combine_row<T: Real>(terms: &[(f64, &[T])], out: &mut [T]) {
+    let mut sums = [0.0f64; COMBINE_CHUNK];
+    for (i, out) in out.chunks_mut(COMBINE_CHUNK).enumerate() {
+        let sums = &mut sums[..out.len()];
+        sums.fill(0.0);
+        for (c, x) in terms {
+            let x = &x[i * COMBINE_CHUNK..][..sums.len()];
+            sums.iter_mut().zip(x).for_each(|(s, x)| *s += c * x.to_f64());
+        }
+        out.iter_mut().zip(&*sums).for_each(|(o, &s)| *o = T::from_f64(s));
+    }
 }
 
 /// c·x with one factor per sample.

@@ -17,5 +17,5 @@ mod tensor;
 pub use dtype::{DType, Device, Element};
 pub use error::{Error, Result};
 pub use half::bf16;
-pub use storage::{Buffer, CpuStorage, memory, reset_peak};
+pub use storage::{Buffer, CpuStorage, keep_freed_memory, memory, reset_peak};
 pub use tensor::{PARALLEL_MIN, Tensor};

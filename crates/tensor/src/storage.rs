@@ -22,6 +22,24 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 static SHELVED: AtomicUsize = AtomicUsize::new(0);
 
+/// Tells the system allocator to keep freed memory instead of returning it to the kernel.
+///
+/// Matrix products and reductions take scratch from the allocator at every call; returned pages would be cleared and
+/// mapped again each time. Call it once, when a program that computes starts. Elsewhere than on glibc it does nothing.
+#[allow(unsafe_code)]
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        /// Above any scratch buffer: the most that mallopt takes is an int.
+        const KEPT_BYTES: i32 = 1 << 30;
+        // SAFETY: mallopt only sets parameters of the allocator, under its own lock; any value is valid.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT_BYTES);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+        }
+    }
+}
+
 type Shelf = HashMap<(TypeId, usize), Vec<Box<dyn Any + Send>>>;
 static SHELF: LazyLock<Mutex<Shelf>> = LazyLock::new(Default::default);
 

@@ -89,8 +89,8 @@ impl WanConfig {
             out_channels: 3,
             patch: [1, 4, 4],
             text_dim: 32,
-            freq_dim: 128,
-            ..Self::t2v(128, 512, 4, 6)
+            freq_dim: 96,
+            ..Self::t2v(96, 384, 4, 6)
         }
     }
 
