@@ -1,6 +1,6 @@
 //! Preconditioning coefficients as an op, so that networks differentiate through them.
 
-use fewstep_ops::{Dual, Error, Op, Output, Result, Saved};
+use fewstep_ops::{Dual, Error, Memory, Op, Output, Result, Saved};
 use fewstep_tensor::Tensor;
 
 use crate::{TrigTime, Wrapper};
@@ -81,16 +81,8 @@ impl Op for Coefficient {
         Ok(vec![wanted[0].then(bar).transpose()?])
     }
 
-    fn saves_input(&self, _i: usize) -> bool {
-        true
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::INPUTS
     }
 }
 

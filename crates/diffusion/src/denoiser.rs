@@ -1,6 +1,8 @@
 //! A raw network seen as TrigFlow's velocity F_θ(x_t, t).
 
-use fewstep_ops::{Cast, Combine, Conditions, Dual, Forward, Grads, Mode, Network, Params, Plain, Recompute, Result, Reverse, Var};
+use fewstep_ops::{
+    Cast, Combine, Conditions, Dual, Forward, Grads, Mode, Network, Params, Plain, Recompute, Result, Reverse, Var,
+};
 use fewstep_tensor::{DType, Device, Tensor, arith};
 
 use crate::coefficient::{Coefficient, Which};

@@ -324,7 +324,11 @@ impl<N: Network> Training for Distiller<'_, N> {
         let saved = checkpoint.state["teacher"]["sha256"].as_str().unwrap_or("none");
         if saved != self.reference.sha256 {
             let expected = format!("the teacher it was started with (sha256 {saved})");
-            return Err(Error::parameters("teacher", expected, format!("{} ({})", self.reference.path, self.reference.sha256)));
+            return Err(Error::parameters(
+                "teacher",
+                expected,
+                format!("{} ({})", self.reference.path, self.reference.sha256),
+            ));
         }
         self.student.import(&checkpoint.files)?;
         if let Some(fake) = &mut self.fake_score {

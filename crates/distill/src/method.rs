@@ -214,8 +214,18 @@ impl Dcm {
 impl Dmd {
     fn validate(&self, with_consistency: bool) -> Result<()> {
         positive("method dmd.scale", self.scale)?;
-        setting("method dmd.student_update_freq", self.student_update_freq >= 1, "at least 1", self.student_update_freq)?;
-        setting("method dmd.max_simulation_steps", self.max_simulation_steps >= 1, "at least 1", self.max_simulation_steps)?;
+        setting(
+            "method dmd.student_update_freq",
+            self.student_update_freq >= 1,
+            "at least 1",
+            self.student_update_freq,
+        )?;
+        setting(
+            "method dmd.max_simulation_steps",
+            self.max_simulation_steps >= 1,
+            "at least 1",
+            self.max_simulation_steps,
+        )?;
         let idle = self.start > 0 && !with_consistency;
         setting("method dmd.start", !idle, "0 without a consistency loss, which alone trains before it", self.start)?;
         if let Simulation::Fixed { times } = &self.simulation {

@@ -196,14 +196,7 @@ impl<N: Network> Roles<'_, N> {
     ///
     /// # Errors
     /// If the batch does not fit the networks.
-    pub fn dcm(
-        &self,
-        c: &Dcm,
-        b: &Batch,
-        grid: &[Vec<TrigTime>],
-        eps: &Tensor,
-        grads: &mut Grads,
-    ) -> Result<DcmStep> {
+    pub fn dcm(&self, c: &Dcm, b: &Batch, grid: &[Vec<TrigTime>], eps: &Tensor, grads: &mut Grads) -> Result<DcmStep> {
         let t = grid.first().cloned().unwrap_or_default();
         let x_t = diffuse(&b.x_0, eps, &t)?;
         let mut x = x_t.clone();
@@ -255,8 +248,7 @@ impl<N: Network> Roles<'_, N> {
         let x_t = diffuse(&sample, &d.eps, &d.t)?;
         let x_0_fake = clean(&x_t, &self.fake_score.velocity(&x_t, &d.t, &b.conditions)?, &d.t)?;
         let x_0_teacher = clean(&x_t, &self.teacher_velocity(&x_t, &d.t, b)?, &d.t)?;
-        let terms =
-            DmdTerms { sample: &sample, t: &t, x_0_fake: &x_0_fake, x_0_teacher: &x_0_teacher, scale: c.scale };
+        let terms = DmdTerms { sample: &sample, t: &t, x_0_fake: &x_0_fake, x_0_teacher: &x_0_teacher, scale: c.scale };
         let loss = objectives::dmd(&terms)?;
         tape.backward(self.weighted(&loss)?, grads)?;
         Ok(ScoreStep { loss, sample, x_t, x_0_fake, x_0_teacher: Some(x_0_teacher) })

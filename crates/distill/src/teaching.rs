@@ -89,8 +89,11 @@ impl<'a, N: Network> Teaching<'a, N> {
         let stream = |purpose| Stream::new(run.seed, purpose, self.iteration);
         let examples = self.source.examples(position, n)?;
         let x_0 = examples.x_0.to_dtype(DType::F64);
-        let dropped: Vec<bool> =
-            samples.clone().flat_map(|s| stream(Purpose::Dropout).uniform(s, 1)).map(|u| u < self.config.dropout).collect();
+        let dropped: Vec<bool> = samples
+            .clone()
+            .flat_map(|s| stream(Purpose::Dropout).uniform(s, 1))
+            .map(|u| u < self.config.dropout)
+            .collect();
         let conditions = examples.conditions.replaced(&self.source.unconditional(n)?, &dropped)?;
         let t = samples.map(|s| self.config.time.sample(&stream(Purpose::Time), s));
         let t = t.collect::<std::result::Result<Vec<TrigTime>, _>>()?;

@@ -23,7 +23,8 @@ fn read(name: &str) -> TensorFile {
 
 fn network(net: &Value) -> Wan {
     let int = |k: &str| net[k].as_u64().unwrap() as usize;
-    let patch: Vec<usize> = net["patch_size"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect();
+    let patch: Vec<usize> =
+        net["patch_size"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect();
     Wan::new(WanConfig {
         dim: int("dim"),
         ffn_dim: int("ffn_dim"),
@@ -190,7 +191,12 @@ struct Check<'r> {
 impl Check<'_> {
     fn value(&self, name: &str, got: &Tensor, tolerance: f64) {
         let want = self.r.get(&format!("{}.f64.{name}", self.variant));
-        assert_close(&format!("{} {name} {}", self.variant, self.r.dtype), &got.to_vec_f64(), &want.to_vec_f64(), tolerance);
+        assert_close(
+            &format!("{} {name} {}", self.variant, self.r.dtype),
+            &got.to_vec_f64(),
+            &want.to_vec_f64(),
+            tolerance,
+        );
     }
 
     fn loss(&self, loss: &Loss, tolerance: f64) {

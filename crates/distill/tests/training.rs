@@ -135,7 +135,13 @@ fn reference() -> TeacherReference {
     TeacherReference { path: "teacher".into(), sha256: "0".into() }
 }
 
-fn train(training: &mut dyn Training, folder: &Path, start: Start, hooks: &mut Quiet, values: &impl serde::Serialize) -> Result<Ending> {
+fn train(
+    training: &mut dyn Training,
+    folder: &Path,
+    start: Start,
+    hooks: &mut Quiet,
+    values: &impl serde::Serialize,
+) -> Result<Ending> {
     run(training, folder, start, Configuration::flatten(values, &MAY_DIFFER)?, hooks)
 }
 
@@ -169,10 +175,13 @@ fn assert_same_run(a: &Path, b: &Path, iteration: u64) {
     }
     let values = |p: &Path| {
         let records = read_metrics(&p.join("metrics.jsonl")).unwrap();
-        records.into_iter().map(|mut r| {
-            r.values.retain(|k, _| !k.starts_with("seconds/"));
-            (r.iteration, r.phase, r.values)
-        }).collect::<Vec<_>>()
+        records
+            .into_iter()
+            .map(|mut r| {
+                r.values.retain(|k, _| !k.starts_with("seconds/"));
+                (r.iteration, r.phase, r.values)
+            })
+            .collect::<Vec<_>>()
     };
     assert_eq!(values(a), values(b), "the metrics read as one run's");
 }

@@ -30,7 +30,13 @@ pub trait Layout {
 /// # Errors
 /// If tensors are missing, unexpected or misshapen (the first of each kind are listed), or
 /// hold non-finite values.
-pub fn load(file: &TensorFile, path: &Path, specs: &Arc<[ParamSpec]>, layout: &dyn Layout, dtype: DType) -> Result<Params> {
+pub fn load(
+    file: &TensorFile,
+    path: &Path,
+    specs: &Arc<[ParamSpec]>,
+    layout: &dyn Layout,
+    dtype: DType,
+) -> Result<Params> {
     let named = strip_prefix(file, layout);
     let mut wanted = BTreeMap::new();
     let (mut tensors, mut problems) = (Vec::new(), Vec::new());

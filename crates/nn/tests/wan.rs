@@ -167,8 +167,9 @@ fn gradients(case: &Case, params: &Params, dtype: DType, policy: Recompute) -> V
     let y = case.wan.forward(&m, &x, &t, &conditions).unwrap();
     let mut grads = Grads::new(params);
     let bars = m.backward(&y, case.get("loss_w", dtype), &mut grads).unwrap();
-    let mut all: Vec<(String, Tensor)> =
-        [("grad_x", &x), ("grad_t", &t), ("grad_ctx", &text)].map(|(n, v)| (n.into(), bars.get(v).unwrap().clone())).into();
+    let mut all: Vec<(String, Tensor)> = [("grad_x", &x), ("grad_t", &t), ("grad_ctx", &text)]
+        .map(|(n, v)| (n.into(), bars.get(v).unwrap().clone()))
+        .into();
     for (i, spec) in params.specs().iter().enumerate() {
         all.push((format!("grad.{}", spec.name), grads.get(ParamId(i)).unwrap().clone()));
     }
@@ -230,7 +231,8 @@ fn the_written_names_are_the_published_ones() {
         for (file, layout) in [("orig_bf16", WanLayout::Rcm), ("diffusers_f32", WanLayout::Diffusers { patch })] {
             let published = read(&format!("{family}_weights_{file}"));
             let ours = case.wan.store(&params, layout, DType::F32).unwrap();
-            let list = |f: &TensorFile| f.tensors.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect::<Vec<_>>();
+            let list =
+                |f: &TensorFile| f.tensors.iter().map(|(n, t)| (n.clone(), t.shape().to_vec())).collect::<Vec<_>>();
             assert_eq!(list(&ours), list(&published));
         }
     }

@@ -39,7 +39,7 @@ pub use layer_norm::{LayerNormAffine, LayerNormModulate};
 pub use linear::Linear;
 pub use mode::{Mode, Segment};
 pub use network::{Conditions, Network};
-pub use op::{Op, Output, Saved};
+pub use op::{Memory, Op, Output, Saved};
 pub use params::{Init, ParamId, ParamSpec, Params};
 pub use plain::Plain;
 pub use rearrange::{PatchOrder, Rearrange};

@@ -44,14 +44,36 @@ pub trait Op: Debug + Send + Sync {
     /// If the cotangent's shape is not the output's.
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>>;
 
-    /// Whether `vjp` reads the value of input `i` (of its shape it always may).
-    fn saves_input(&self, i: usize) -> bool;
+    /// What a tape keeps for `vjp`.
+    fn memory(&self) -> Memory;
+}
 
-    /// Whether `vjp` reads the value of the output.
-    fn saves_output(&self) -> bool;
+/// What a tape keeps of an op: the values that its vjp reads. Shapes and statistics it keeps always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    inputs: bool,
+    but: Option<usize>,
+    output: bool,
+    expensive: bool,
+}
 
-    /// Whether the output is worth keeping when all else is recomputed: true of attention alone.
-    fn is_expensive(&self) -> bool;
+impl Memory {
+    /// No value: the vjp reads shapes alone.
+    pub const NOTHING: Memory = Memory { inputs: false, but: None, output: false, expensive: false };
+    /// Every input.
+    pub const INPUTS: Memory = Memory { inputs: true, ..Memory::NOTHING };
+    /// Every input and the output, which is worth keeping also where all else is computed again: attention.
+    pub const EXPENSIVE: Memory = Memory { output: true, expensive: true, ..Memory::INPUTS };
+
+    /// Every input but one.
+    pub const fn inputs_but(i: usize) -> Memory {
+        Memory { but: Some(i), ..Memory::INPUTS }
+    }
+
+    /// Whether the output survives recomputation of all but attention.
+    pub(crate) fn survives_recomputation(self) -> bool {
+        self.expensive
+    }
 }
 
 #[derive(Debug)]
@@ -73,16 +95,17 @@ pub struct Saved {
 impl Saved {
     /// Keeps of a forward pass what the op declares to read.
     pub fn of(op: &dyn Op, x: &[&Tensor], output: &Output) -> Self {
+        let memory = op.memory();
         let inputs = x
             .iter()
             .enumerate()
             .map(|(i, &t)| SavedInput {
                 shape: t.shape().to_vec(),
                 dtype: t.dtype(),
-                value: op.saves_input(i).then(|| t.clone()),
+                value: (memory.inputs && memory.but != Some(i)).then(|| t.clone()),
             })
             .collect();
-        let y = op.saves_output().then(|| output.y.clone());
+        let y = memory.output.then(|| output.y.clone());
         Saved { op: op.name(), inputs, output: y, kept: output.kept.clone() }
     }
 

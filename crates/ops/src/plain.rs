@@ -55,7 +55,7 @@ impl Mode for Plain<'_> {
     fn apply(&self, op: impl Op + 'static, inputs: &[&Tensor]) -> Result<Tensor> {
         let output = op.forward(inputs)?;
         if let Some(record) = &self.record
-            && op.is_expensive()
+            && op.memory().survives_recomputation()
         {
             record.borrow_mut().push(output.clone());
         }

@@ -39,8 +39,16 @@ enum Node {
     /// An input of a segment whose activations are kept: cotangents add up inside the segment before they leave it, in
     /// the order in which a recomputed segment would add them, so that both give the same bits.
     Boundary(usize),
-    Op { op: Box<dyn Op>, inputs: Vec<Option<usize>>, saved: Saved },
-    Segment { rerun: Rerun, inputs: Vec<Var>, kept: Vec<Output> },
+    Op {
+        op: Box<dyn Op>,
+        inputs: Vec<Option<usize>>,
+        saved: Saved,
+    },
+    Segment {
+        rerun: Rerun,
+        inputs: Vec<Var>,
+        kept: Vec<Output>,
+    },
 }
 
 /// Gradients of a network's parameters; they add up over backward passes.
@@ -117,7 +125,7 @@ impl<'p> Reverse<'p> {
     }
 
     fn run_op(&self, op: &dyn Op, x: &[&Tensor]) -> Result<Output> {
-        if op.is_expensive()
+        if op.memory().survives_recomputation()
             && let Some(output) = self.replay.borrow_mut().pop_front()
         {
             return Ok(output);

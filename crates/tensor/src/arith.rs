@@ -158,7 +158,13 @@ pub fn count_non_finite(x: &Tensor) -> Result<usize> {
 ///
 /// # Errors
 /// If the dtype is not f32 or f64.
-pub fn normal(stream: &crate::random::Stream, first: u64, shape: &[usize], dtype: DType, device: Device) -> Result<Tensor> {
+pub fn normal(
+    stream: &crate::random::Stream,
+    first: u64,
+    shape: &[usize],
+    dtype: DType,
+    device: Device,
+) -> Result<Tensor> {
     let Device::Cpu = device;
     let row: usize = shape.iter().skip(1).product();
     let draws = Tensor::cpu_with(shape, |out: &mut [f32]| {

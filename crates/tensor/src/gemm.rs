@@ -37,13 +37,7 @@ impl<'a, T> Mat<'a, T> {
 
     /// The transpose; free.
     pub fn t(self) -> Self {
-        Mat {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
+        Mat { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
     fn columns(self, start: usize, cols: usize) -> Self {

@@ -89,10 +89,7 @@ impl Tensor {
     /// # Errors
     /// If the tensor has another number of axes.
     pub fn dims<const N: usize>(&self) -> Result<[usize; N]> {
-        self.shape
-            .as_slice()
-            .try_into()
-            .map_err(|_| Error::shape("dims", format!("{N} axes"), &self.shape))
+        self.shape.as_slice().try_into().map_err(|_| Error::shape("dims", format!("{N} axes"), &self.shape))
     }
 
     /// The number of elements.

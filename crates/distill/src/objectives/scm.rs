@@ -79,7 +79,8 @@ mod tests {
         let (x_t, good) = (x(vec![1.0, -1.0, 0.5, 2.0]), x(vec![0.1, 0.2, 0.3, 0.4]));
         let bad = x(vec![0.0, f64::NAN, 0.1, 0.2]);
         let t = [TrigTime::new(0.5).unwrap(), TrigTime::new(1.0).unwrap()];
-        let terms = ScmTerms { x_t: &x_t, t: &t, f_theta: &good, f_teacher: &good, f_dot: &bad, warmup: 1.0, scale: 100.0 };
+        let terms =
+            ScmTerms { x_t: &x_t, t: &t, f_theta: &good, f_teacher: &good, f_dot: &bad, warmup: 1.0, scale: 100.0 };
         let out = scm(&terms).unwrap();
         assert_eq!(out.loss.excluded, [0]);
         let f_bar = out.loss.f_bar.to_vec_f64();

@@ -125,9 +125,8 @@ impl WanConfig {
     /// # Errors
     /// If an extent is zero, the heads do not divide the width, or a head or the time embedding has an odd width.
     pub fn validate(&self) -> Result<()> {
-        let bad = |problem: String, remedy: &str| {
-            Err(Error::Config { network: "wan", problem, remedy: remedy.to_string() })
-        };
+        let bad =
+            |problem: String, remedy: &str| Err(Error::Config { network: "wan", problem, remedy: remedy.to_string() });
         let extents = [
             ("dim", self.dim),
             ("ffn_dim", self.ffn_dim),
@@ -143,7 +142,10 @@ impl WanConfig {
             return bad(format!("{name} is 0"), "every extent must be at least 1");
         }
         if !self.dim.is_multiple_of(self.heads) {
-            return bad(format!("{} heads do not divide dim {}", self.heads, self.dim), "choose dim = heads × head width");
+            return bad(
+                format!("{} heads do not divide dim {}", self.heads, self.dim),
+                "choose dim = heads × head width",
+            );
         }
         if !self.head_dim().is_multiple_of(2) {
             let problem = format!("heads of width {} cannot be rotated", self.head_dim());

@@ -156,7 +156,8 @@ impl Network for Wan {
             None => x.clone(),
         };
         let grid = self.grid(m.shape(&x))?;
-        let rope = Arc::new(RopeTable::new(&self.rope_angles(grid), grid.iter().product(), self.config.head_dim() / 2)?);
+        let rope =
+            Arc::new(RopeTable::new(&self.rope_angles(grid), grid.iter().product(), self.config.head_dim() / 2)?);
 
         let patches = Rearrange::patchify(m.shape(&x), self.config.patch, PatchOrder::ChannelsFirst)?;
         let mut h = self.patch.apply(m, &m.apply(patches, &[&x])?)?; // [B, L, D]

@@ -4,7 +4,7 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Op, Output, Result, Saved};
+use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
 /// An elementwise non-linearity, y = a(x).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,16 +56,8 @@ impl Op for Activation {
         dispatch_float!("activation", x.dtype(), T => Ok(vec![Some(cpu::vjp::<T>(*self, x, y_bar)?)]))
     }
 
-    fn saves_input(&self, _i: usize) -> bool {
-        true
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::INPUTS
     }
 }
 

@@ -4,7 +4,7 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, arith, dispatch_float};
 
-use crate::{Dual, Error, Op, Output, Result, Saved};
+use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
 /// y = a + b; axes of extent 1 repeat, as do axes missing on the left.
 ///
@@ -76,16 +76,8 @@ impl Op for Add {
         (0..2).map(|i| wanted[i].then(|| Self::reduce(y_bar, saved.shape(i))).transpose()).collect()
     }
 
-    fn saves_input(&self, _i: usize) -> bool {
-        false
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::NOTHING
     }
 }
 

@@ -4,7 +4,7 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Op, Output, Result, Saved};
+use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
 const NAME: &str = "attention";
 
@@ -88,16 +88,8 @@ impl Op for Attention {
         dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&e, saved, y_bar, wanted))
     }
 
-    fn saves_input(&self, _i: usize) -> bool {
-        true
-    }
-
-    fn saves_output(&self) -> bool {
-        true
-    }
-
-    fn is_expensive(&self) -> bool {
-        true
+    fn memory(&self) -> Memory {
+        Memory::EXPENSIVE
     }
 }
 

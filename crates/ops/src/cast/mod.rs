@@ -2,7 +2,7 @@
 
 use fewstep_tensor::{DType, Tensor};
 
-use crate::{Dual, Op, Output, Result, Saved};
+use crate::{Dual, Memory, Op, Output, Result, Saved};
 
 /// y = x rounded to another dtype; tangents and cotangents are rounded alike.
 #[derive(Clone, Copy, Debug)]
@@ -28,16 +28,8 @@ impl Op for Cast {
         Ok(vec![wanted[0].then(|| y_bar.to_dtype(saved.dtype(0)))])
     }
 
-    fn saves_input(&self, _i: usize) -> bool {
-        false
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::NOTHING
     }
 }
 

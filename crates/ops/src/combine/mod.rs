@@ -4,7 +4,7 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, arith, dispatch_float};
 
-use crate::{Dual, Error, Op, Output, Result, Saved};
+use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
 /// y = Σᵢ cᵢ·xᵢ with cᵢ [B] and xᵢ [B, …], differentiable in both.
 ///
@@ -66,9 +66,12 @@ impl Op for Combine {
             }
             let Device::Cpu = y_bar.device();
             bars.push(match wanted[i] {
-                true => Some(dispatch_float!("combine", y_bar.dtype(), T => {
-                    cpu::dot_per_sample::<T>(y_bar, saved.input(i + 1)?)
-                })?.to_dtype(saved.dtype(i))),
+                true => Some(
+                    dispatch_float!("combine", y_bar.dtype(), T => {
+                        cpu::dot_per_sample::<T>(y_bar, saved.input(i + 1)?)
+                    })?
+                    .to_dtype(saved.dtype(i)),
+                ),
                 false => None,
             });
             bars.push(match wanted[i + 1] {
@@ -79,16 +82,8 @@ impl Op for Combine {
         Ok(bars)
     }
 
-    fn saves_input(&self, _i: usize) -> bool {
-        true
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::INPUTS
     }
 }
 

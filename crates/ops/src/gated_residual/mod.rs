@@ -5,7 +5,7 @@ mod cpu;
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
 use crate::layer_norm::rows::Rows;
-use crate::{Dual, Error, Op, Output, Result, Saved};
+use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
 const NAME: &str = "gated_residual";
 
@@ -67,16 +67,8 @@ impl Op for GatedResidual {
         })
     }
 
-    fn saves_input(&self, i: usize) -> bool {
-        i > 0
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::inputs_but(0)
     }
 }
 

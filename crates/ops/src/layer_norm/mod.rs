@@ -5,7 +5,7 @@ pub(crate) mod rows;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Op, Output, Result, Saved};
+use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 use rows::Rows;
 
 /// y = LN(x)·(1 + scale) + shift, LN(x) = (x − mean)/√(var + eps) over the last axis, biased variance.
@@ -103,16 +103,8 @@ macro_rules! norm_op {
                 self.spec().vjp(saved, y_bar, wanted)
             }
 
-            fn saves_input(&self, i: usize) -> bool {
-                i != $offset
-            }
-
-            fn saves_output(&self) -> bool {
-                false
-            }
-
-            fn is_expensive(&self) -> bool {
-                false
+            fn memory(&self) -> Memory {
+                Memory::inputs_but($offset)
             }
         }
     };

@@ -4,7 +4,7 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Op, Output, Result, Saved};
+use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
 /// y = x·Wᵀ (+ b): x [..., I], W [O, I], b [O] → y [..., O]. Accumulates in the compute type.
 ///
@@ -103,16 +103,8 @@ impl Op for Linear {
         })
     }
 
-    fn saves_input(&self, i: usize) -> bool {
-        i < 2
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::inputs_but(2)
     }
 }
 

@@ -4,7 +4,7 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Op, Output, Result, Saved};
+use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
 /// The order of the features of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,16 +91,8 @@ impl Op for Rearrange {
         Ok(vec![wanted[0].then(back).transpose()?])
     }
 
-    fn saves_input(&self, _i: usize) -> bool {
-        false
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::NOTHING
     }
 }
 

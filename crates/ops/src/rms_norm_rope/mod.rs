@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fewstep_tensor::{DType, Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Op, Output, Result, Saved};
+use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 pub use table::RopeTable;
 
 const NAME: &str = "rms_norm_rope";
@@ -136,16 +136,8 @@ impl Op for RmsNormRope {
         dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(self, &e, saved, y_bar, wanted))
     }
 
-    fn saves_input(&self, _i: usize) -> bool {
-        true
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::INPUTS
     }
 }
 

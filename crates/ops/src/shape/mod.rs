@@ -4,7 +4,7 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Op, Output, Result, Saved};
+use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
 /// A tensor seen as [outer, axis, inner] around one axis.
 #[derive(Clone, Copy)]
@@ -71,16 +71,8 @@ impl Op for Slice {
         Ok(vec![wanted[0].then(put).transpose()?])
     }
 
-    fn saves_input(&self, _i: usize) -> bool {
-        false
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::NOTHING
     }
 }
 
@@ -143,16 +135,8 @@ impl Op for Concat {
         Ok(bars)
     }
 
-    fn saves_input(&self, _i: usize) -> bool {
-        false
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::NOTHING
     }
 }
 
@@ -181,16 +165,8 @@ impl Op for Reshape {
         Ok(vec![wanted[0].then(|| y_bar.reshape(saved.shape(0))).transpose()?])
     }
 
-    fn saves_input(&self, _i: usize) -> bool {
-        false
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::NOTHING
     }
 }
 

@@ -4,7 +4,7 @@ mod cpu;
 
 use fewstep_tensor::{DType, Device, Tensor};
 
-use crate::{Dual, Error, Op, Output, Result, Saved};
+use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
 /// y = [cos(t·ωᵢ) | sin(t·ωᵢ)], ωᵢ = 10000^(−i/(dim/2)), i < dim/2: t [B] → y [B, dim].
 ///
@@ -54,16 +54,8 @@ impl Op for TimeEmbedding {
         Ok(vec![Some(cpu::vjp(t, y_bar, self.dim)?.to_dtype(t.dtype()))])
     }
 
-    fn saves_input(&self, _i: usize) -> bool {
-        true
-    }
-
-    fn saves_output(&self) -> bool {
-        false
-    }
-
-    fn is_expensive(&self) -> bool {
-        false
+    fn memory(&self) -> Memory {
+        Memory::INPUTS
     }
 }
 
