@@ -1,7 +1,10 @@
 //! The moving digits as training examples and as prompts.
 
-use fewstep_data::{CHANNELS, Clip, DataOrder, Digits, FRAMES, HEIGHT, Split, TEXT_DIM, TEXT_LEN, WIDTH, text_embedding};
+use fewstep_data::{
+    CHANNELS, Clip, DataOrder, Digits, FRAMES, HEIGHT, Split, TEXT_DIM, TEXT_LEN, WIDTH, text_embedding,
+};
 use fewstep_distill::examples::{ExampleSource, Examples};
+use fewstep_nn::wan::WanConfig;
 use fewstep_ops::Conditions;
 use fewstep_tensor::Tensor;
 
@@ -40,6 +43,29 @@ impl ExampleSource for DigitsSource {
 
     fn unconditional(&self, n: usize) -> fewstep_distill::Result<Conditions> {
         conditions(&vec![String::new(); n])
+    }
+}
+
+/// Whether a network takes and gives clips with captions; if not, the setting at fault and how it should be.
+///
+/// # Errors
+/// The first such setting.
+pub fn suits_clips(network: &WanConfig) -> Result<(), (&'static str, String)> {
+    let widths = [
+        ("in_channels", network.in_channels, CHANNELS),
+        ("out_channels", network.out_channels, CHANNELS),
+        ("text_dim", network.text_dim, TEXT_DIM),
+    ];
+    if let Some((key, got, expected)) = widths.into_iter().find(|(_, got, expected)| got != expected) {
+        return Err((key, format!("the clips and their captions need {expected}, got {got}")));
+    }
+    let [_, extents @ ..] = CLIP;
+    if !network.patch.iter().zip(extents).all(|(&p, extent)| p > 0 && extent.is_multiple_of(p)) {
+        return Err(("patch", format!("expected divisors of the clip's {extents:?}, got {:?}", network.patch)));
+    }
+    match network.image_dim {
+        Some(width) => Err(("image_dim", format!("the clips come without images: leave it out, got {width}"))),
+        None => Ok(()),
     }
 }
 

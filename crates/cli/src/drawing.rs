@@ -56,6 +56,17 @@ fn schedule(t: &TeacherSampling) -> Result<Schedule> {
 }
 
 impl Role {
+    /// Refuses steps and noise levels that nothing can be sampled with.
+    ///
+    /// # Errors
+    /// The first such setting.
+    pub fn validate(&self) -> Result<()> {
+        match self {
+            Role::Teacher(t) => schedule(t).map(drop),
+            Role::Student(s) => few_step_grid(s).map(drop),
+        }
+    }
+
     /// The same model with another number of steps.
     pub fn with_steps(self, steps: usize) -> Self {
         match self {

@@ -1,22 +1,25 @@
-//! What ends a command.
+//! What ends a command, and what to do about it.
 
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use miette::{Diagnostic, LabeledSpan, SourceCode};
 
 use crate::configuration::ConfigurationError;
 
 /// What ends a command with exit code 1.
-#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A configuration was refused.
     #[error(transparent)]
-    #[diagnostic(transparent)]
     Configuration(#[from] Box<ConfigurationError>),
     /// Training failed.
     #[error(transparent)]
-    Distill(#[from] fewstep_distill::Error),
+    Distill(fewstep_distill::Error),
     /// A network or its weights were refused.
     #[error(transparent)]
-    Network(#[from] fewstep_nn::Error),
+    Network(fewstep_nn::Error),
     /// A sampler or time was refused.
     #[error(transparent)]
     Diffusion(#[from] fewstep_diffusion::Error),
@@ -25,7 +28,7 @@ pub enum Error {
     Op(#[from] fewstep_ops::Error),
     /// Reading, writing or arithmetic on tensors failed.
     #[error(transparent)]
-    Tensor(#[from] fewstep_tensor::Error),
+    Tensor(fewstep_tensor::Error),
     /// The data set or an image refused.
     #[error(transparent)]
     Data(#[from] fewstep_data::DataError),
@@ -35,8 +38,11 @@ pub enum Error {
         /// The file or folder.
         path: PathBuf,
         /// The system's own error.
-        source: std::io::Error,
+        source: io::Error,
     },
+    /// The results cannot be written to stdout.
+    #[error("cannot write to the standard output: {0}")]
+    Output(io::Error),
     /// Measuring clips or training the classifier failed.
     #[error(transparent)]
     Evaluate(#[from] fewstep_evaluate::Error),
@@ -63,9 +69,88 @@ impl From<ConfigurationError> for Error {
     }
 }
 
+// What the operating system refused is one kind of error, whichever library asked, so that it gets one remedy.
+
+impl From<fewstep_tensor::Error> for Error {
+    fn from(e: fewstep_tensor::Error) -> Self {
+        match e {
+            fewstep_tensor::Error::Io { path, source } => Error::Io { path: path.into(), source },
+            other => Error::Tensor(other),
+        }
+    }
+}
+
+impl From<fewstep_nn::Error> for Error {
+    fn from(e: fewstep_nn::Error) -> Self {
+        match e {
+            fewstep_nn::Error::Tensor(e) => e.into(),
+            other => Error::Network(other),
+        }
+    }
+}
+
+impl From<fewstep_distill::Error> for Error {
+    fn from(e: fewstep_distill::Error) -> Self {
+        match e {
+            fewstep_distill::Error::Io { path, source } => Error::Io { path, source },
+            fewstep_distill::Error::Tensor(e) => e.into(),
+            other => Error::Distill(other),
+        }
+    }
+}
+
 impl Error {
     /// An error of the operating system on a path; for `map_err`.
-    pub fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
+    pub fn io(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
         move |source| Error::Io { path: path.to_path_buf(), source }
+    }
+
+    /// What to do, where the message does not say it.
+    fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Error::Io { source, .. } | Error::Output(source) => Some(remedy(source.kind())),
+            Error::Network(fewstep_nn::Error::Weights { .. }) => {
+                Some("use the file as teach or distill wrote it; the network it describes has other tensors")
+            }
+            Error::Network(fewstep_nn::Error::NonFinite { .. }) => {
+                Some("use an earlier checkpoint or train again with a lower learning rate")
+            }
+            Error::Network(fewstep_nn::Error::Layout { .. }) => Some("give the weights of a Wan network"),
+            Error::Distill(fewstep_distill::Error::FolderHoldsRun { .. }) => {
+                Some("--resume goes on with the run in the folder")
+            }
+            _ => None,
+        }
+    }
+}
+
+fn remedy(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::NotFound => "check the path; relative paths start at the current folder",
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            "a file stands where a folder is needed: choose another path"
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "choose a place where you may read and write",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "free some space, or choose a place that has more"
+        }
+        _ => "check that the path is what you mean, and that you may read and write there",
+    }
+}
+
+impl Diagnostic for Error {
+    fn help(&self) -> Option<Box<dyn Display + '_>> {
+        match self {
+            Error::Configuration(e) => e.help(),
+            other => other.remedy().map(|remedy| Box::new(remedy) as _),
+        }
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        if let Error::Configuration(e) = self { e.source_code() } else { None }
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        if let Error::Configuration(e) = self { e.labels() } else { None }
     }
 }

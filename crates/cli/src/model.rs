@@ -11,6 +11,7 @@ use fewstep_tensor::DType;
 use fewstep_tensor::file::TensorFile;
 use serde::{Deserialize, Serialize};
 
+use crate::digits::suits_clips;
 use crate::error::{Error, Result};
 use crate::settings::{StudentSampling, TeacherSampling};
 
@@ -18,6 +19,8 @@ use crate::settings::{StudentSampling, TeacherSampling};
 const DESCRIPTION_KEY: &str = "fewstep";
 /// How a model inside the program is named.
 const BUILTIN: &str = "builtin:";
+/// What to do about a file that is no model.
+const WRITTEN: &str = "use a model.safetensors that teach or distill wrote";
 
 /// What a model file says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,16 +65,17 @@ impl Model {
                 let bytes = builtin(name)?;
                 (TensorFile::parse(bytes, &path)?, digest::sha256(bytes))
             }
-            None => (TensorFile::read(&path)?, digest::sha256_file(&path)?),
+            None => (TensorFile::read(&path).map_err(unreadable)?, digest::sha256_file(&path)?),
         };
         let description = file.metadata.get(DESCRIPTION_KEY).ok_or_else(|| {
             Error::Argument(format!(
-                "{source}: the file does not say what network it is (no '{DESCRIPTION_KEY}' in its header); use a model \
-                 that teach or distill wrote, or `fewstep apply` for bare weights"
+                "{source}: the file does not say what network it is (no '{DESCRIPTION_KEY}' in its header); {WRITTEN}, \
+                 or `fewstep apply` for bare weights"
             ))
         })?;
         let Description { network, role } = serde_json::from_str(description)
-            .map_err(|e| Error::Argument(format!("{source}: cannot read its description: {e}")))?;
+            .map_err(|e| Error::Argument(format!("{source}: cannot read its description ({e}); {WRITTEN}")))?;
+        refuse_other_than_clips(source, &network, file.tensors.len())?;
         let wan = Wan::new(network)?;
         let params = wan.load_from(&file, &path, dtype)?;
         let reference = TeacherReference { path: source.into(), sha256 };
@@ -101,9 +105,36 @@ impl Model {
     }
 }
 
+fn unreadable(e: fewstep_tensor::Error) -> Error {
+    match e {
+        fewstep_tensor::Error::Io { path, source } => {
+            Error::Argument(format!("cannot read the model '{path}': {source}; {WRITTEN}, or {BUILTIN}digits-teacher"))
+        }
+        other => other.into(),
+    }
+}
+
+/// A description may promise a network of any extents: it is held against the clips and the file before it is built.
+fn refuse_other_than_clips(source: &str, network: &WanConfig, tensors: usize) -> Result<()> {
+    if let Err((key, problem)) = suits_clips(network) {
+        return Err(Error::Argument(format!(
+            "{source}: its network does not suit the clips: {key}: {problem}; {WRITTEN}"
+        )));
+    }
+    match network.layers > tensors {
+        true => Err(Error::Argument(format!(
+            "{source}: it describes {} layers and holds {tensors} tensors; {WRITTEN}",
+            network.layers
+        ))),
+        false => Ok(()),
+    }
+}
+
 fn builtin(name: &str) -> Result<&'static [u8]> {
     match name {
         "digits-teacher" => Ok(include_bytes!("../assets/digits-teacher.safetensors")),
-        _ => Err(Error::Argument(format!("no model '{BUILTIN}{name}' is inside the program; there is {BUILTIN}digits-teacher"))),
+        _ => Err(Error::Argument(format!(
+            "no model '{BUILTIN}{name}' is inside the program; there is {BUILTIN}digits-teacher"
+        ))),
     }
 }

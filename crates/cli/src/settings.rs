@@ -2,11 +2,16 @@
 
 use fewstep_diffusion::{FewStepPreset, Guidance, Sampler, Shift, Sigma};
 use fewstep_distill::distiller::DistillConfig;
+use fewstep_distill::ema::PowerProfile;
+use fewstep_distill::method::Method;
 use fewstep_distill::teaching::TeachConfig;
 use fewstep_nn::wan::WanConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::configuration::Preset;
+use crate::digits::suits_clips;
+use crate::error::Error;
+use crate::model::Role;
 
 /// What `teach` is configured by.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,7 +78,8 @@ pub struct StudentSampling {
 }
 
 /// Presets of `teach`; the first is the default.
-pub const TEACH_PRESETS: &[Preset<'static>] = &[Preset { name: "digits", text: include_str!("../presets/teach-digits.toml") }];
+pub const TEACH_PRESETS: &[Preset<'static>] =
+    &[Preset { name: "digits", text: include_str!("../presets/teach-digits.toml") }];
 
 /// Presets of `distill`; the first is the default.
 pub const DISTILL_PRESETS: &[Preset<'static>] = &[
@@ -82,3 +88,98 @@ pub const DISTILL_PRESETS: &[Preset<'static>] = &[
     Preset { name: "digits-dmd", text: include_str!("../presets/distill-digits-dmd.toml") },
     Preset { name: "digits-dcm", text: include_str!("../presets/distill-digits-dcm.toml") },
 ];
+
+/// Settings with bounds that their types do not express.
+pub trait Validate {
+    /// Refuses settings that contradict each other or cannot be, before anything is computed or written.
+    ///
+    /// # Errors
+    /// The first such setting.
+    fn validate(&self) -> Result<(), Refused>;
+}
+
+/// A setting that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Its key, such as `distill.run.batch`.
+    pub key: String,
+    /// What was expected and what came.
+    pub reason: String,
+}
+
+impl Refused {
+    fn new(key: &str, reason: impl ToString) -> Self {
+        Refused { key: key.into(), reason: reason.to_string() }
+    }
+
+    /// Puts what a library refused below `table`.
+    fn below(table: &str) -> impl Fn(fewstep_distill::Error) -> Self + '_ {
+        move |e| match e {
+            fewstep_distill::Error::Setting { key, expected, got } => {
+                Refused::new(&format!("{table}.{key}"), format_args!("expected {expected}, got {got}"))
+            }
+            other => Refused::new(table, other),
+        }
+    }
+}
+
+impl Validate for TeachSettings {
+    fn validate(&self) -> Result<(), Refused> {
+        self.network.validate().map_err(|e| match e {
+            fewstep_nn::Error::Config { problem, remedy, .. } => {
+                Refused::new("network", format_args!("{problem}; {remedy}"))
+            }
+            other => Refused::new("network", other),
+        })?;
+        suits_clips(&self.network).map_err(|(key, problem)| Refused::new(&format!("network.{key}"), problem))?;
+        let teach = &self.teach;
+        teach.run.validate().map_err(Refused::below("teach"))?;
+        teach.time.validate().map_err(|e| Refused::new("teach.time", e))?;
+        teach.optimizer.validate().map_err(Refused::below("teach.optimizer"))?;
+        validate_ema("teach.ema", teach.ema)?;
+        teach.validate().map_err(Refused::below("teach"))?;
+        validate_sampling(Role::Teacher(self.sampling))
+    }
+}
+
+impl Validate for DistillSettings {
+    fn validate(&self) -> Result<(), Refused> {
+        let distill = &self.distill;
+        distill.run.validate().map_err(Refused::below("distill"))?;
+        distill.method.validate().map_err(|e| in_method(&distill.method, e))?;
+        distill.student.validate().map_err(Refused::below("distill.student"))?;
+        distill.fake_score.validate().map_err(Refused::below("distill.fake_score"))?;
+        validate_ema("distill.ema", distill.ema)?;
+        distill.validate().map_err(Refused::below("distill"))?;
+        validate_sampling(Role::Student(self.sampling))
+    }
+}
+
+/// The library names a method's settings by objective, as in "method dmd.scale": where that is in the table.
+fn in_method(method: &Method, e: fewstep_distill::Error) -> Refused {
+    let fewstep_distill::Error::Setting { key, expected, got } = e else { return Refused::new("distill.method", e) };
+    let key = key.trim_start_matches("method ");
+    let table = match method {
+        Method::Dmd(_) => "",
+        Method::Consistency(_) => "consistency.",
+        Method::Rcm { .. } if key.starts_with("dmd.") => "rcm.",
+        Method::Rcm { .. } => "rcm.consistency.",
+    };
+    Refused::new(&format!("distill.method.{table}{key}"), format_args!("expected {expected}, got {got}"))
+}
+
+fn validate_ema(key: &str, relative_std: f64) -> Result<(), Refused> {
+    PowerProfile::new(relative_std).map(drop).map_err(|e| match e {
+        fewstep_distill::Error::Setting { expected, got, .. } => {
+            Refused::new(key, format_args!("expected {expected}, got {got}"))
+        }
+        other => Refused::new(key, other),
+    })
+}
+
+fn validate_sampling(role: Role) -> Result<(), Refused> {
+    role.validate().map_err(|e| match e {
+        Error::Diffusion(fewstep_diffusion::Error::Steps { .. }) => Refused::new("sampling.steps", e),
+        _ => Refused::new("sampling.sigma_max", e),
+    })
+}

@@ -1,4 +1,4 @@
-//! What the program says while it works, all of it on stderr: stdout carries results only.
+//! What the program says: results on stdout, everything else on stderr.
 //!
 //! Status lines ([`status!`](crate::status), [`warning!`](crate::warning)) and progress ([`Progress`]) share the terminal: a
 //! line goes above a bar that is shown. Where stderr is no terminal, bars become a line every so often.
@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use console::Style;
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use miette::MietteHandlerOpts;
+
+use crate::error::{Error, Result};
 
 /// How often a plain line of progress is written where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(15);
@@ -17,11 +20,33 @@ const LINE_INTERVAL: Duration = Duration::from_secs(15);
 /// The column in which the verb of a status line ends, as in cargo.
 const VERB_WIDTH: usize = 12;
 
+/// The exit status of a program whose results nobody reads: 128 and the number of SIGPIPE, as shells have it.
+const UNREAD: i32 = 128 + 13;
+
 const BAR: &str =
     "{prefix:>12.green.bold} {bar:24.green/dim} {percent:>3}% {pos}/{len} {elapsed}, {eta} left {wide_msg}";
 
 /// All bars of the process: lines have to go above whichever is shown.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Writes results on stdout. Where nobody reads any more, as after `| head`, the program ends as the signal would end it.
+///
+/// # Errors
+/// If the system cannot take them, as on a full disk.
+pub fn print(results: impl fmt::Display) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match write!(stdout, "{results}").and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(UNREAD),
+        written => written.map_err(Error::Output),
+    }
+}
+
+/// Makes errors read as a message and a remedy, each on one line: a path or a command in them stays whole.
+pub fn explain_errors() {
+    let handler = || MietteHandlerOpts::new().without_cause_chain().wrap_lines(false).build();
+    // Messages name their causes themselves. A handler that is there already is a test's own.
+    drop(miette::set_hook(Box::new(move |_| Box::new(handler()))));
+}
 
 /// Writes a line on stderr, above a progress bar if one is shown.
 pub fn line(text: impl fmt::Display) {

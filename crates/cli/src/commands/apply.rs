@@ -8,6 +8,7 @@ use fewstep_tensor::{DType, Tensor};
 use crate::args::{ApplyArgs, DTypeArg, NetworkArg};
 use crate::error::{Error, Result};
 use crate::status;
+use crate::terminal::print;
 
 impl From<DTypeArg> for DType {
     fn from(d: DTypeArg) -> DType {
@@ -100,8 +101,7 @@ pub fn run(args: &ApplyArgs) -> Result<()> {
     }
     output.write(&args.output)?;
     status!("Wrote", "{}: {} tensors", args.output.display(), output.tensors.len());
-    println!("{}", args.output.display());
-    Ok(())
+    print(format_args!("{}\n", args.output.display()))
 }
 
 fn gradients(bare: &Bare) -> Result<Vec<(String, Tensor)>> {

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::args::BenchArgs;
 use crate::error::{Error, Result};
 use crate::status;
+use crate::terminal::print;
 
 /// Edge of the matrix product whose rate is the ceiling.
 const GEMM_EDGE: usize = 1024;
@@ -106,7 +107,11 @@ impl Bench {
             ("forward", 1.0, Box::new(|| self.forward())),
             ("jvp", 2.0, Box::new(|| self.jvp())),
             ("forward + backward, keeping everything", 3.0, Box::new(|| self.gradient(Recompute::Nothing))),
-            ("forward + backward, recomputing all but attention", 3.0, Box::new(|| self.gradient(Recompute::AllButAttention))),
+            (
+                "forward + backward, recomputing all but attention",
+                3.0,
+                Box::new(|| self.gradient(Recompute::AllButAttention)),
+            ),
             ("forward + backward, recomputing blocks", 3.0, Box::new(|| self.gradient(Recompute::Everything))),
         ];
         let mut seconds = vec![Vec::new(); passes.len()];
@@ -172,14 +177,17 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let rows = bench.measure(gemm)?;
     let threads = rayon::current_num_threads();
     if args.json {
-        let json = serde_json::json!({ "preset": args.preset, "threads": threads, "gemm_gflops": gemm, "passes": rows });
-        println!("{json}");
-        return Ok(());
+        let json =
+            serde_json::json!({ "preset": args.preset, "threads": threads, "gemm_gflops": gemm, "passes": rows });
+        return print(format_args!("{json}\n"));
     }
-    println!("{}, {threads} threads, f32; matrix product at {GEMM_EDGE}³: {gemm:.0} GFLOP/s", args.preset);
-    println!("{:50} {:>9} {:>9} {:>8} {:>7} {:>9}", "pass", "seconds", "/forward", "GFLOP/s", "of gemm", "peak MiB");
+    let line = |text: std::fmt::Arguments| print(format_args!("{text}\n"));
+    line(format_args!("{}, {threads} threads, f32; matrix product at {GEMM_EDGE}³: {gemm:.0} GFLOP/s", args.preset))?;
+    let [pass, heads @ ..] = ["pass", "seconds", "/forward", "GFLOP/s", "of gemm", "peak MiB"];
+    let [seconds, forward, gflops, of_gemm, peak] = heads;
+    line(format_args!("{pass:50} {seconds:>9} {forward:>9} {gflops:>8} {of_gemm:>7} {peak:>9}"))?;
     for r in rows {
-        println!(
+        line(format_args!(
             "{:50} {:>9.3} {:>8.2}x {:>8.0} {:>6.0}% {:>9.0}",
             r.pass,
             r.seconds,
@@ -187,7 +195,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             r.gflops,
             100.0 * r.of_gemm,
             r.peak_mib
-        );
+        ))?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::args::CheckJvpArgs;
 use crate::digits::DigitsSource;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::terminal::print;
 
 /// Patch extents of every published Wan.
 const PATCH: [usize; 3] = [1, 2, 2];
@@ -43,8 +44,8 @@ pub fn run(args: &CheckJvpArgs) -> Result<()> {
         }
         _ => return Err(Error::Argument("give --model, or --weights with --inputs".into())),
     };
-    print!("{report}");
-    println!("verdict: {}", if report.ok() { "every tangent is the derivative" } else { "WRONG" });
+    let verdict = if report.ok() { "every tangent is the derivative" } else { "WRONG" };
+    print(format_args!("{report}verdict: {verdict}\n"))?;
     match report.ok() {
         true => Ok(()),
         false => Err(Error::WrongTangent),

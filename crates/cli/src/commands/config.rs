@@ -4,6 +4,7 @@ use super::training::settings;
 use crate::args::{ConfigCommand, ConfigKind};
 use crate::error::Result;
 use crate::settings::{DISTILL_PRESETS, DistillSettings, TEACH_PRESETS, TeachSettings};
+use crate::terminal::print;
 
 /// Runs the command.
 ///
@@ -16,13 +17,12 @@ pub fn run(args: &ConfigCommand) -> Result<()> {
     };
     if args.list {
         for preset in presets {
-            println!("{}", preset.name);
+            print(format_args!("{}\n", preset.name))?;
         }
         return Ok(());
     }
     match args.kind {
-        ConfigKind::Teach => print!("{}", settings::<TeachSettings>(presets, &args.config, "teach.run.seed")?),
-        ConfigKind::Distill => print!("{}", settings::<DistillSettings>(presets, &args.config, "distill.run.seed")?),
+        ConfigKind::Teach => print(settings::<TeachSettings>(presets, &args.config, "teach.run.seed")?),
+        ConfigKind::Distill => print(settings::<DistillSettings>(presets, &args.config, "distill.run.seed")?),
     }
-    Ok(())
 }

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Role};
 use crate::settings::{DISTILL_PRESETS, DistillSettings};
 use crate::status;
+use crate::terminal::print;
 
 /// Runs the command; true if it was interrupted after saving.
 ///
@@ -22,8 +23,7 @@ use crate::status;
 pub fn run(args: &DistillArgs) -> Result<bool> {
     let resolved = settings::<DistillSettings>(DISTILL_PRESETS, &args.train.config, "distill.run.seed")?;
     if args.train.dry_run {
-        print!("{resolved}");
-        return Ok(false);
+        return print(&resolved).map(|()| false);
     }
     let s = &resolved.value;
     let teacher = Model::load(&s.teacher, DType::F32)?;

@@ -11,7 +11,7 @@ use crate::args::EvaluateArgs;
 use crate::drawing::draw;
 use crate::error::{Error, Result};
 use crate::model::{Model, Role};
-use crate::terminal::Progress;
+use crate::terminal::{Progress, print};
 
 /// Seed of the held-out clips that every model is held against.
 const REFERENCE_SEED: u64 = 7;
@@ -93,23 +93,24 @@ impl Judge {
 /// If the model refuses.
 pub fn run(args: &EvaluateArgs) -> Result<()> {
     let model = Model::load(&args.model, DType::F32)?;
-    let judge = Judge::new(args.samples, args.seed)?;
     let mut roles: Vec<Role> = args.steps.iter().map(|&s| model.role.with_steps(s)).collect();
     if roles.is_empty() {
         roles.push(model.role);
     }
+    roles.iter().try_for_each(Role::validate)?;
+    let judge = Judge::new(args.samples, args.seed)?;
     if !args.json {
-        println!("steps  s/clip  {}", Measures::HEADING);
-        println!("    –       –  {}  (held-out clips)", judge.held_out()?);
+        print(format_args!("steps  s/clip  {}\n", Measures::HEADING))?;
+        print(format_args!("    –       –  {}  (held-out clips)\n", judge.held_out()?))?;
     }
     for role in roles {
         let mut progress = Progress::new("Sampling", args.samples as u64);
         let row = judge.measure(&model, role, args.seed, |n| progress.advance(n as u64))?;
         drop(progress);
         if args.json {
-            println!("{}", serde_json::to_string(&row).map_err(|e| Error::Argument(e.to_string()))?);
+            print(format_args!("{}\n", serde_json::to_string(&row).map_err(|e| Error::Argument(e.to_string()))?))?;
         } else {
-            println!("{:5}  {:6.4}  {}", row.steps, row.seconds_per_clip, row.measures);
+            print(format_args!("{:5}  {:6.4}  {}\n", row.steps, row.seconds_per_clip, row.measures))?;
         }
     }
     Ok(())

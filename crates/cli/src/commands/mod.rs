@@ -16,12 +16,14 @@ use clap::CommandFactory;
 
 use crate::args::{Cli, Command};
 use crate::error::Result;
+use crate::terminal;
 
 /// Runs a command; true if it was interrupted after saving.
 ///
 /// # Errors
 /// Whatever ends the command.
 pub fn run(cli: Cli) -> Result<bool> {
+    terminal::explain_errors();
     match cli.command {
         Command::Demo(a) => demo::run(&a),
         Command::Teach(a) => teach::run(&a),
@@ -34,8 +36,9 @@ pub fn run(cli: Cli) -> Result<bool> {
         Command::Apply(a) => apply::run(&a).map(|()| false),
         Command::TrainClassifier(a) => train_classifier::run(&a).map(|()| false),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "fewstep", &mut std::io::stdout());
-            Ok(false)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "fewstep", &mut script);
+            terminal::print(String::from_utf8_lossy(&script)).map(|()| false)
         }
     }
 }

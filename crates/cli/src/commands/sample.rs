@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use fewstep_data::{Frames, Metadata};
+use fewstep_data::{DataError, Frames, Metadata};
 use fewstep_tensor::DType;
 
 use crate::args::SampleArgs;
@@ -12,16 +12,18 @@ use crate::drawing::draw;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::status;
-use crate::terminal::Progress;
+use crate::terminal::{Progress, print};
 
 /// Runs the command.
 ///
 /// # Errors
 /// If the model, a prompt or the output file refuses.
 pub fn run(args: &SampleArgs) -> Result<()> {
-    let model = Model::load(&args.model, DType::F32)?;
     let prompts = prompts(args)?;
+    let write = writer(&args.output)?;
+    let model = Model::load(&args.model, DType::F32)?;
     let role = args.steps.map_or(model.role, |steps| model.role.with_steps(steps));
+    role.validate()?;
     let mut progress = Progress::new("Sampling", prompts.len() as u64);
     let began = Instant::now();
     let clips = draw(model.predictor(), role, &prompts, args.seed, |n| progress.advance(n as u64))?;
@@ -36,14 +38,22 @@ pub fn run(args: &SampleArgs) -> Result<()> {
             .with("model", &model.reference.sha256)
             .with("sampling", format!("{role:?}"));
         let path = numbered(&args.output, i, clips.len());
-        match path.extension().and_then(|e| e.to_str()) {
-            Some("gif") => frames.write_gif(&path, &metadata)?,
-            Some("png" | "apng") => frames.write_apng(&path, &metadata)?,
-            _ => return Err(Error::Argument(format!("{}: write to a .gif or .png file", path.display()))),
-        }
-        println!("{}", path.display());
+        write(&frames, &path, &metadata)?;
+        print(format_args!("{}\n", path.display()))?;
     }
     Ok(())
+}
+
+type Write = fn(&Frames, &Path, &Metadata) -> std::result::Result<(), DataError>;
+
+/// What writes files of this name's kind.
+fn writer(path: &Path) -> Result<Write> {
+    let (gif, png): (Write, Write) = (|f, path, m| f.write_gif(path, m), |f, path, m| f.write_apng(path, m));
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("gif") => Ok(gif),
+        Some("png" | "apng") => Ok(png),
+        _ => Err(Error::Argument(format!("{}: write to a .gif or .png file", path.display()))),
+    }
 }
 
 fn prompts(args: &SampleArgs) -> Result<Vec<String>> {

@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::model::{Model, Role};
 use crate::settings::{TEACH_PRESETS, TeachSettings};
 use crate::status;
+use crate::terminal::print;
 
 /// The model that a training writes.
 pub const MODEL_FILE: &str = "model.safetensors";
@@ -26,8 +27,7 @@ pub const MODEL_FILE: &str = "model.safetensors";
 pub fn run(args: &TrainArgs) -> Result<bool> {
     let resolved = settings::<TeachSettings>(TEACH_PRESETS, &args.config, "teach.run.seed")?;
     if args.dry_run {
-        print!("{resolved}");
-        return Ok(false);
+        return print(&resolved).map(|()| false);
     }
     let s = &resolved.value;
     let wan = Wan::new(s.network.clone())?;

@@ -19,6 +19,7 @@ use crate::drawing::draw;
 use crate::error::{Error, Result};
 use crate::interrupt::{self, Interrupted};
 use crate::model::Role;
+use crate::settings::{Refused, Validate};
 use crate::status;
 use crate::terminal::Progress;
 
@@ -34,7 +35,10 @@ const PREVIEW_PROMPTS: [&str; 4] = [
 const PREVIEW_SCALE: usize = 4;
 
 /// Resolves settings from the layers of the command line; `seed_key` is where --seed goes.
-pub fn settings<T: Serialize + DeserializeOwned>(
+///
+/// # Errors
+/// If a layer is refused, or a value that its type allows makes no training.
+pub fn settings<T: Validate + Serialize + DeserializeOwned>(
     presets: &[Preset<'_>],
     args: &ConfigArgs,
     seed_key: &str,
@@ -43,7 +47,11 @@ pub fn settings<T: Serialize + DeserializeOwned>(
     overrides.extend(args.seed.map(|s| format!("{seed_key}={s}")));
     let layers =
         Layers { presets, preset: args.preset.as_deref(), file: args.config.as_deref(), overrides: &overrides };
-    Ok(resolve(layers)?)
+    let resolved: Resolved<T> = resolve(layers)?;
+    match resolved.value.validate() {
+        Ok(()) => Ok(resolved),
+        Err(Refused { key, reason }) => Err(resolved.refuse(&key, reason).into()),
+    }
 }
 
 /// The terminal and the previews of a training.
@@ -77,7 +85,8 @@ impl Hooks for Terminal<'_> {
         let failed = |e: Error| fewstep_distill::Error::Examples(e.into());
         let clips = draw(model, self.role, &prompts, 0, |_| ()).map_err(failed)?;
         let sheet = || -> Result<Vec<u8>> {
-            let frames = clips.iter().map(|c| Frames::from_pixels(c, CLIP)).collect::<std::result::Result<Vec<_>, _>>()?;
+            let frames =
+                clips.iter().map(|c| Frames::from_pixels(c, CLIP)).collect::<std::result::Result<Vec<_>, _>>()?;
             Ok(contact_sheet(&frames)?.upscale(PREVIEW_SCALE)?.to_apng(&fewstep_data::Metadata::new())?)
         };
         Ok(vec![("samples".into(), sheet().map_err(failed)?)])

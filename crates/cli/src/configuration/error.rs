@@ -30,8 +30,6 @@ pub struct ConfigurationError {
     message: String,
     help: Option<Box<str>>,
     excerpt: Option<Box<Excerpt>>,
-    #[source]
-    cause: Option<std::io::Error>,
 }
 
 /// A stretch of a layer to point at.
@@ -44,14 +42,14 @@ pub(super) struct Excerpt {
 
 impl ConfigurationError {
     pub(super) fn new(kind: Kind, message: String, help: Option<String>, excerpt: Option<Excerpt>) -> Self {
-        Self { kind, message, help: help.map(Into::into), excerpt: excerpt.map(Box::new), cause: None }
+        Self { kind, message, help: help.map(Into::into), excerpt: excerpt.map(Box::new) }
     }
 
-    pub(super) fn unreadable(path: &std::path::Path, cause: std::io::Error) -> Self {
-        let message = format!("cannot read the configuration `{}`", path.display());
+    pub(super) fn unreadable(path: &std::path::Path, cause: &std::io::Error) -> Self {
+        let message = format!("cannot read the configuration `{}`: {cause}", path.display());
         let help = (cause.kind() == std::io::ErrorKind::NotFound)
             .then(|| "check the path; relative paths start at the current folder".to_owned());
-        Self { cause: Some(cause), ..Self::new(Kind::Read, message, help, None) }
+        Self::new(Kind::Read, message, help, None)
     }
 
     pub(super) fn not_toml(cause: &dyn fmt::Display) -> Self {

@@ -40,7 +40,7 @@ impl Text {
     }
 
     pub(super) fn file(path: &Path) -> Result<Self, ConfigurationError> {
-        let text = std::fs::read_to_string(path).map_err(|e| ConfigurationError::unreadable(path, e))?;
+        let text = std::fs::read_to_string(path).map_err(|e| ConfigurationError::unreadable(path, &e))?;
         Ok(Self { form: Form::File(path.to_owned()), text })
     }
 

@@ -14,7 +14,8 @@ fn refused(preset: Option<&str>, file: &str, overrides: &[&str], kind: Kind) -> 
 
 fn render(case: &Case, error: &ConfigurationError) -> String {
     let mut text = String::new();
-    let handler = GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor()).with_width(100);
+    let handler = GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor());
+    let handler = handler.with_width(100).without_cause_chain().with_wrap_lines(false);
     handler.render_report(&mut text, error).unwrap();
     case.shown(&text)
 }
