@@ -1,0 +1,181 @@
+//! The commands that train nothing.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use fewstep_tensor::file::TensorFile;
+use fewstep_tensor::{DType, Tensor};
+
+use crate::{PROMPT, Place, TEACHER, assert_says, refusal, text};
+
+fn fixture(name: &str) -> String {
+    let folder = std::env::var_os("FEWSTEP_FIXTURES")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures")), PathBuf::from);
+    folder.join(format!("{name}.safetensors")).to_str().unwrap().to_owned()
+}
+
+fn sample<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["sample", "--model", model][..], more].concat()
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|w| w == text.as_bytes())
+}
+
+#[test]
+fn a_picture_carries_its_prompt_and_seed_and_depends_on_them_alone() {
+    let place = Place::new();
+    for name in ["clip.png", "clip.gif"] {
+        let draw = |seed: &str| {
+            let written = place.done(&sample(TEACHER, &["--prompt", PROMPT, "--seed", seed, "-o", name]));
+            assert_eq!(written, format!("{name}\n"), "stdout names the file");
+            std::fs::read(place.path(name)).unwrap()
+        };
+        let bytes = draw("4321");
+        assert!(contains(&bytes, PROMPT) && contains(&bytes, "4321"), "{name}");
+        assert!(bytes == draw("4321"), "{name}: the same seed gives the same file");
+        assert!(bytes != draw("4322"), "{name}: another seed gives another");
+    }
+}
+
+#[test]
+fn several_prompts_give_numbered_files() {
+    let place = Place::new();
+    place.write("prompts.txt", "a red seven\n\n  a blue two moving left  \n");
+    let prompts = ["--prompt", PROMPT, "--prompts", "prompts.txt", "-o", "clip.gif"];
+    let written = place.done(&sample(TEACHER, &prompts));
+    assert_eq!(written, "clip-00.gif\nclip-01.gif\nclip-02.gif\n");
+    for (name, prompt) in written.lines().zip([PROMPT, "a red seven", "a blue two moving left"]) {
+        assert!(contains(&std::fs::read(place.path(name)).unwrap(), prompt), "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_sampled_is_refused_with_a_remedy() {
+    let place = Place::new();
+    place.write("empty.txt", "\n");
+    let refused = |more: &[&str]| place.refused_untouched(&sample(TEACHER, more));
+    assert_says(&refused(&["--prompt", "a red sevn"]), &["unknown word `sevn`", "did you mean `seven`?"]);
+    assert_says(&refused(&["--prompt", PROMPT, "-o", "clip.jpg"]), &["clip.jpg", "write to a .gif or .png file"]);
+    assert_says(&refused(&["--prompt", PROMPT, "-o", "clip"]), &["clip", "write to a .gif or .png file"]);
+    assert_says(&refused(&["--prompt", PROMPT, "--steps", "0"]), &["got 0", "choose a number in that range"]);
+    assert_says(&refused(&["--prompt", PROMPT, "--scale", "0"]), &["upscale factor", "expected 1 to"]);
+    assert_says(&refused(&["--prompt", PROMPT, "-o", "none/clip.gif"]), &["none/clip.gif", "existing folder"]);
+    assert_says(&refused(&["--prompts", "none.txt"]), &["none.txt", "check the path"]);
+    assert_says(&refused(&["--prompts", "empty.txt"]), &["no prompts", "--prompt"]);
+    assert_says(&place.misused(&sample(TEACHER, &[])), &["--prompt"]);
+}
+
+#[test]
+fn evaluation_refuses_what_measures_nothing() {
+    let place = Place::new();
+    let refused = |more: &[&str]| place.refused(&[&["evaluate", "--model", TEACHER][..], more].concat());
+    assert_says(&refused(&["--samples", "99"]), &["99 samples measure nothing", "at least 100"]);
+    assert_says(&refused(&["--samples", "100", "--steps", "4,0"]), &["got 0", "choose a number in that range"]);
+}
+
+#[test]
+fn the_device_is_cpu_or_refused_with_the_list() {
+    let place = Place::new();
+    place.done(&sample(TEACHER, &["--prompt", PROMPT, "--device", "cpu"]));
+    for device in ["cuda", "gpu", ""] {
+        let message = place.misused(&sample(TEACHER, &["--prompt", PROMPT, "--device", device]));
+        assert_says(&message, &["--device", "[possible values: cpu]"]);
+    }
+}
+
+/// Asserts closeness relative to the largest reference.
+fn assert_near(name: &str, got: &Tensor, reference: &Tensor, tolerance: f64) {
+    let values = |t: &Tensor| t.to_dtype(DType::F64).as_slice::<f64>().unwrap().to_vec();
+    let (got, reference) = (values(got), values(reference));
+    assert_eq!(got.len(), reference.len(), "{name}");
+    let largest = reference.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let error = got.iter().zip(&reference).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
+    assert!(largest > 0.0 && error <= tolerance * largest, "{name}: {error:e} of {largest:e}");
+}
+
+#[test]
+fn apply_reproduces_the_published_network_in_f64() {
+    let (weights, inputs) = (fixture("wan_t2v_weights_diffusers_f32"), fixture("wan_t2v_io"));
+    let reference = TensorFile::read(inputs.as_ref()).unwrap();
+    let header: serde_json::Value = serde_json::from_str(&reference.metadata["json"]).unwrap();
+    let heads = header["config"]["num_heads"].to_string();
+    let place = Place::new();
+    let files = ["apply", "wan", "--weights", &weights, "--inputs", &inputs, "-o", "results.safetensors"];
+    let written = place.done(&[&files[..], &["--heads", &heads, "--dtype", "f64", "--jvp", "--grad"]].concat());
+    assert_eq!(written, "results.safetensors\n");
+    let results = TensorFile::read(&place.path("results.safetensors")).unwrap();
+    // The reference is f64 throughout; sums in another order differ by a few ulps of the largest term.
+    let exact =
+        [("out", "out_f64"), ("jvp", "jvp_f64"), ("grad_x", "grad_x"), ("grad_t", "grad_t"), ("grad_ctx", "grad_ctx")];
+    for (name, stored) in exact {
+        assert_near(name, &results.tensors[name], &reference.tensors[stored], 1e-9);
+    }
+    // Stored in f32, whose half ulp is 6e-8.
+    let grads: Vec<_> = reference.tensors.iter().filter(|(name, _)| name.starts_with("grad.")).collect();
+    assert!(grads.len() > 60);
+    for (name, stored) in grads {
+        assert_near(name, &results.tensors[name], stored, 1e-6);
+    }
+}
+
+#[test]
+fn apply_names_what_is_missing() {
+    let (weights, inputs) = (fixture("wan_t2v_weights_diffusers_f32"), fixture("wan_t2v_io"));
+    let place = Place::new();
+    let mut file = TensorFile::read(inputs.as_ref()).unwrap();
+    file.tensors.retain(|name, _| matches!(name.as_str(), "x" | "t" | "ctx"));
+    file.write(&place.path("inputs.safetensors")).unwrap();
+    let apply = |weights: &str, inputs: &str, more: &[&str]| {
+        let files = ["apply", "wan", "--weights", weights, "--inputs", inputs, "-o", "out.safetensors"];
+        place.refused_untouched(&[&files[..], more].concat())
+    };
+    assert_says(&apply(&weights, "inputs.safetensors", &["--jvp"]), &["no tensor 'dx'", "they hold ctx, t, x"]);
+    assert_says(&apply(&weights, "inputs.safetensors", &["--grad"]), &["no tensor 'loss_w'", "they hold ctx, t, x"]);
+    assert_says(&apply(&weights, "none.safetensors", &[]), &["none.safetensors", "check the path"]);
+    assert_says(&apply(&fixture("wan_tables"), &inputs, &[]), &["no known layout of wan", "give the weights of a Wan"]);
+    assert_says(&apply(&weights, &inputs, &["--heads", "5"]), &["5 heads do not divide dim 64", "choose dim"]);
+}
+
+#[test]
+fn check_jvp_gives_a_verdict_on_models_and_on_bare_weights() {
+    let (weights, inputs) = (fixture("wan_t2v_weights_diffusers_f32"), fixture("wan_t2v_io"));
+    let place = Place::new();
+    let bare = ["check-jvp", "--weights", &weights, "--inputs", &inputs, "--heads", "2"];
+    for args in [&["check-jvp", "--model", TEACHER][..], &bare] {
+        let report = place.done(args);
+        assert_says(&report, &["rms dF/dt", "f64", "f32", "verdict: every tangent is the derivative"]);
+    }
+    assert_says(&place.misused(&["check-jvp", "--weights", &weights]), &["--inputs"]);
+    assert_says(&place.misused(&["check-jvp"]), &["--model"]);
+}
+
+#[test]
+fn completions_are_printed_for_every_shell() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish"] {
+        assert_says(&place.done(&["completions", shell]), &["fewstep", "distill", "check-jvp"]);
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_program_quietly() {
+    let place = Place::new();
+    for args in [&["completions", "bash"][..], &["config", "teach"], &["config", "distill", "--list"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = place.command(args).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(141), ""), "{args:?}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn results_that_the_system_does_not_take_are_an_error() {
+    let place = Place::new();
+    for args in [&["completions", "bash"][..], &["config", "teach"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = place.command(args).stdout(full).stderr(Stdio::piped()).output().unwrap();
+        assert_says(&refusal(&output, 1), &["standard output", "No space left", "free some space"]);
+    }
+}
