@@ -123,6 +123,9 @@ pub struct DemoArgs {
     /// A few iterations and clips: runs every part, shows nothing of quality
     #[arg(long)]
     pub quick: bool,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceArg,
 }
 
 /// Arguments of `sample`.
@@ -259,10 +262,12 @@ pub enum DTypeArg {
 
 /// Arguments of `apply`.
 #[derive(Debug, Args)]
-#[command(after_help = "Tensors read:\n  x [B, C, F, H, W], t [B] in the network's own unit, ctx [B, S, text_dim],\n  \
+#[command(
+    after_help = "Tensors read:\n  x [B, C, F, H, W], t [B] in the network's own unit, ctx [B, S, text_dim],\n  \
     clip [B, I, image_dim] and y [B, C', F, H, W] for image to video;\n  \
     dx and dt, the tangents of x and t, for --jvp; loss_w, the cotangent of the output, for --grad.\n\
-    Tensors written:\n  out; jvp; grad_x, grad_t, grad_ctx and grad.NAME for every parameter.")]
+    Tensors written:\n  out; jvp; grad_x, grad_t, grad_ctx and grad.NAME for every parameter."
+)]
 pub struct ApplyArgs {
     /// Which network
     #[arg(value_enum)]

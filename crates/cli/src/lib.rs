@@ -1,5 +1,8 @@
-//! What the program `fewstep` is made of: its configuration, its reports and its manners in a terminal.
+//! What the program `fewstep` is made of.
 //!
+//! - [`args`], [`commands`]: the command line, and a module for each command.
+//! - [`settings`], [`model`], [`digits`], [`drawing`]: what is configured, model files, the clips, drawing from a model.
+//! - [`error`]: what ends a command.
 //! - [`configuration`]: presets, files and overrides in layers, each value with its source, each mistake with its line.
 //! - [`report`]: a run as one HTML page that needs nothing but itself.
 //! - [`terminal`]: progress and status on stderr.
@@ -8,14 +11,14 @@
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
-pub mod configuration;
-pub mod interrupt;
-pub mod report;
-pub mod terminal;
 pub mod args;
 pub mod commands;
+pub mod configuration;
 pub mod digits;
 pub mod drawing;
 pub mod error;
+pub mod interrupt;
 pub mod model;
+pub mod report;
 pub mod settings;
+pub mod terminal;

@@ -1,4 +1,5 @@
 //! The program `fewstep`.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

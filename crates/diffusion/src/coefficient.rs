@@ -18,7 +18,7 @@ pub enum Which {
     OnNet,
 }
 
-/// A preconditioning coefficient of t [B] → [B], in f64.
+/// A preconditioning coefficient of t `[B]` → `[B]`, in f64.
 #[derive(Clone, Copy, Debug)]
 pub struct Coefficient {
     /// The kind of network.

@@ -38,7 +38,7 @@ impl<N: Network> Denoiser<N> {
         self.wrapper
     }
 
-    /// F(x_t, t) in any mode: x_t [B, C, F, H, W] f64, t [B] f64 → f64.
+    /// F(x_t, t) in any mode: x_t `[B, C, F, H, W]` f64, t `[B]` f64 → f64.
     ///
     /// # Errors
     /// If shapes do not fit the network or a time leaves [0, π/2].

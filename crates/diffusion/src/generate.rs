@@ -19,7 +19,7 @@ pub struct Draw<'a> {
     pub seed: u64,
     /// Global index of the first sample.
     pub first: u64,
-    /// [B, C, F, H, W].
+    /// `[B, C, F, H, W]`.
     pub shape: &'a [usize],
 }
 

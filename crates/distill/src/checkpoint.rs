@@ -37,7 +37,7 @@ pub struct Checkpoint {
     pub iteration: u64,
     /// Files of tensors by name without ending, such as `student`, `student_ema`, `fake_score`, `optim_student`.
     pub files: BTreeMap<String, TensorFile>,
-    /// The trainer's own state: data position, seed, the teacher's path and hash, the ledger of non-finite values.
+    /// The trainer's own state: data position, seconds, the teacher's path and hash, the ledger of non-finite values.
     pub state: Value,
     /// The run's configuration.
     pub configuration: Configuration,

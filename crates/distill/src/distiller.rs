@@ -183,7 +183,7 @@ impl<'a, N: Network> Distiller<'a, N> {
                 let d = self.diffusion((Purpose::Time, Purpose::Noise), scm.time, &batch.x_0, part)?;
                 let out = roles.scm(scm, batch, &d, scm.warmup(effective), grads)?;
                 values.add("tangent_norm", &out.tangent_norm);
-                values.add("loss/scm", &out.loss.per_sample);
+                values.add("loss/scm", &out.loss.included());
                 Ok(out.loss)
             }
             Consistency::Dcm(dcm) => {
@@ -192,7 +192,7 @@ impl<'a, N: Network> Distiller<'a, N> {
                 let u: Vec<f64> = (part.first..part.first + n).flat_map(|s| time.uniform(s, 1)).collect();
                 let eps = self.noise(noise, &batch.x_0, part)?;
                 let out = roles.dcm(dcm, batch, &dcm_grid(dcm, &u)?, &eps, grads)?;
-                values.add("loss/dcm", &out.loss.per_sample);
+                values.add("loss/dcm", &out.loss.included());
                 Ok(out.loss)
             }
         }
@@ -200,9 +200,8 @@ impl<'a, N: Network> Distiller<'a, N> {
 
     /// Records the samples that a loss excluded.
     fn account(&mut self, term: &'static str, part: Part, loss: &Loss) -> Result<()> {
-        let sample_size = loss.f_bar.len() / loss.per_sample.len().max(1);
-        for &s in &loss.excluded {
-            self.ledger.record(self.iteration, term, Some(part.position + s as u64), sample_size as u64)?;
+        for e in &loss.excluded {
+            self.ledger.record(self.iteration, term, Some(part.position + e.sample as u64), e.count)?;
         }
         Ok(())
     }
@@ -221,7 +220,7 @@ impl<'a, N: Network> Distiller<'a, N> {
                 let score = (Purpose::ScoreTime, Purpose::ScoreNoise);
                 let d = self.diffusion(score, dmd.time, &batch.x_0, part)?;
                 let out = self.roles().dmd(dmd, &batch, &simulation, &d, &mut grads)?;
-                values.add("loss/dmd", &out.loss.per_sample);
+                values.add("loss/dmd", &out.loss.included());
                 self.account("dmd", part, &out.loss)?;
             }
         }
@@ -239,7 +238,7 @@ impl<'a, N: Network> Distiller<'a, N> {
             let score = (Purpose::ScoreTime, Purpose::ScoreNoise);
             let d = self.diffusion(score, dmd.time, &batch.x_0, part)?;
             let out = self.roles().critic(&dmd, &batch, &simulation, &d, &mut grads)?;
-            values.add("loss/critic", &out.loss.per_sample);
+            values.add("loss/critic", &out.loss.included());
             self.account("critic", part, &out.loss)?;
         }
         let Some(fake) = &mut self.fake_score else { return Ok(()) };
@@ -280,7 +279,7 @@ impl Values {
     }
 
     pub(crate) fn means(self) -> Vec<(String, f64)> {
-        self.0.into_iter().map(|(k, s, n)| (k, s / n)).collect()
+        self.0.into_iter().filter(|(.., n)| *n > 0.0).map(|(k, s, n)| (k, s / n)).collect()
     }
 }
 

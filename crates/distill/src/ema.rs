@@ -1,6 +1,6 @@
 //! The power-function average of the weights, at a fixed relative width.
 //!
-//! Source: EDM2, arXiv 2312.02696, Section 3.1 and Appendix C; method §6.
+//! Source: EDM2, arXiv 2312.02696, Section 3.1 and Appendix C; rCM, Table 4, for the profiles.
 
 use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::math::Real;

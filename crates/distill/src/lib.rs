@@ -1,8 +1,12 @@
-//! Distilling a diffusion model into a generator of few steps: the optimiser, the averaged weights, and everything
-//! that lets a run stop at any point and go on as if it had not.
+//! Distilling a diffusion model into a generator of few steps: the objectives, the optimiser, the averaged weights, and
+//! everything that lets a run stop at any point and go on as if it had not.
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`method`], [`objectives`], [`steps`] | what is minimised: settings and phases, pure losses, one step of each |
+//! | [`training`], [`distiller`], [`teaching`] | the loop, and the two kinds of training it runs |
+//! | [`learner`], [`examples`] | one network in training; where its examples come from |
+//! | [`check_jvp`] | whether forward-mode tangents are derivatives |
 //! | [`optimizer`] | AdamW with warmup; refuses non-finite gradients |
 //! | [`ema`] | the power-function average of the student |
 //! | [`parameters`] | lists of parameters to and from named tensors, strictly |

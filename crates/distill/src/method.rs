@@ -127,6 +127,16 @@ pub enum Phase {
 }
 
 impl Method {
+    /// The method's name as the papers write it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Method::Consistency(Consistency::Scm(_)) => "sCM",
+            Method::Consistency(Consistency::Dcm(_)) => "dCM",
+            Method::Dmd(_) => "DMD",
+            Method::Rcm { .. } => "rCM",
+        }
+    }
+
     /// The consistency term, if there is one.
     pub fn consistency(&self) -> Option<&Consistency> {
         match self {

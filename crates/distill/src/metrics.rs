@@ -16,7 +16,7 @@ use crate::{Error, Result};
 pub struct Record {
     /// The iteration after which this was measured.
     pub iteration: u64,
-    /// What the iteration did, such as `student` or `critic`.
+    /// What the iteration did, such as `student` or `fake_score`.
     pub phase: String,
     /// Wall-clock seconds of training so far.
     pub seconds: f64,

@@ -14,7 +14,7 @@ const KEPT_OCCURRENCES: usize = 64;
 pub struct Occurrence {
     /// The training iteration.
     pub iteration: u64,
-    /// The loss term, network or gradient, such as `scm` or `gradient of blocks.3.ffn.0.weight`.
+    /// The loss term, network or gradient, such as `consistency` or `gradient of blocks.3.ffn.0.weight`.
     pub term: String,
     /// The global index of the sample (which also tells the rank); none if the whole batch is concerned.
     pub sample: Option<u64>,

@@ -1,6 +1,6 @@
 //! AdamW with a linear warmup: f32 masters and moments, one fused pass a tensor, no silent repair of gradients.
 //!
-//! Source: Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2; method §6 for the published settings.
+//! Source: Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2; rCM, Table 4, and its reference code for the published settings.
 
 use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::math::Real;
@@ -39,7 +39,7 @@ pub struct AdamWConfig {
 impl Default for AdamWConfig {
     fn default() -> Self {
         AdamWConfig {
-            // The student of the 1.3B text-to-video model (method §11).
+            // The student of the 1.3B text-to-video model (rCM, Table 4).
             learning_rate: 2e-6,
             betas: [0.0, 0.999],
             weight_decay: 0.01,

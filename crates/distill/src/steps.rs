@@ -30,7 +30,7 @@ pub struct Roles<'a, N> {
 /// A batch with its conditions; the conditions have the networks' dtype.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// Clean samples [B, C, F, H, W], f64.
+    /// Clean samples `[B, C, F, H, W]`, f64.
     pub x_0: Tensor,
     /// Their conditions.
     pub conditions: Conditions,

@@ -104,9 +104,9 @@ impl<'a, N: Network> Teaching<'a, N> {
         let loss = critic(&CriticTerms { sample: &x_0, eps: &eps, t: &t, f_fake: tape.f() })?;
         let row = x_0.len() / n;
         tape.backward(arith::scale(&vec![1.0 / (run.global_batch() * row) as f64; n], &loss.f_bar)?, grads)?;
-        values.add("loss/flow_matching", &loss.per_sample.iter().map(|l| l / row as f64).collect::<Vec<_>>());
-        for &s in &loss.excluded {
-            self.ledger.record(self.iteration, "flow_matching", Some(position + s as u64), row as u64)?;
+        values.add("loss/flow_matching", &loss.included().iter().map(|l| l / row as f64).collect::<Vec<_>>());
+        for e in &loss.excluded {
+            self.ledger.record(self.iteration, "flow_matching", Some(position + e.sample as u64), e.count)?;
         }
         Ok(())
     }

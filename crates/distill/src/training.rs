@@ -1,9 +1,11 @@
 //! What every kind of training shares: the settings, the loop, checkpoints, metrics, stopping and resuming.
 
+use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
 use fewstep_ops::{Params, Recompute};
+use fewstep_tensor::file::write_aside;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -13,6 +15,9 @@ use crate::metrics::{MetricsSink, Record};
 use crate::run_folder::{RunFolder, Start};
 use crate::tensorboard::TensorBoardWriter;
 use crate::{Error, Result};
+
+/// The name under which a run keeps its configuration.
+const CONFIG_FILE: &str = "config.toml";
 
 /// Settings of the loop.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,7 +67,8 @@ impl From<Keep> for Recompute {
     }
 }
 
-/// Settings of the loop that may differ between a run and its continuation: none changes a number that was computed.
+/// Settings of the loop that may differ between a run and its continuation: none changes an iteration that was taken. (The
+/// number of iterations moves the fall of a teacher's learning rate, which comes last.)
 pub const MAY_DIFFER: [&str; 5] =
     ["run.iterations", "run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.preview_every"];
 
@@ -156,7 +162,8 @@ struct Outputs {
     seconds_before: f64,
 }
 
-/// Trains in a folder until done or asked to stop; goes on from the folder's newest checkpoint where resuming.
+/// Trains in a folder until done or asked to stop; goes on from the folder's newest checkpoint where resuming. The text of
+/// the configuration is kept in the folder as `config.toml`.
 ///
 /// # Errors
 /// If the folder is busy, holds another run or cannot be written, or training fails; the last checkpoint stands.
@@ -164,12 +171,13 @@ pub fn run(
     training: &mut dyn Training,
     folder: &Path,
     start: Start,
-    configuration: Configuration,
+    (configuration, text): (Configuration, &str),
     hooks: &mut dyn Hooks,
 ) -> Result<Ending> {
     training.config().validate()?;
     let folder = RunFolder::open(folder, start)?;
     let mut outputs = open(training, &folder, configuration, hooks)?;
+    write_aside(&folder.path().join(CONFIG_FILE), |file| file.write_all(text.as_bytes()))?;
     let of = training.config().iterations;
     while training.iteration() < of {
         if hooks.stop_requested() {

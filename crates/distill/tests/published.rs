@@ -22,24 +22,7 @@ fn read(name: &str) -> TensorFile {
 }
 
 fn network(net: &Value) -> Wan {
-    let int = |k: &str| net[k].as_u64().unwrap() as usize;
-    let patch: Vec<usize> =
-        net["patch_size"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect();
-    Wan::new(WanConfig {
-        dim: int("dim"),
-        ffn_dim: int("ffn_dim"),
-        heads: int("num_heads"),
-        layers: int("num_layers"),
-        in_channels: int("in_dim"),
-        out_channels: int("out_dim"),
-        patch: patch.try_into().unwrap(),
-        text_dim: int("text_dim"),
-        freq_dim: int("freq_dim"),
-        image_dim: None,
-        image_positions: None,
-        eps: net["eps"].as_f64().unwrap(),
-    })
-    .unwrap()
+    Wan::new(WanConfig::from_original_json(net).unwrap()).unwrap()
 }
 
 /// A time rounded to f32.

@@ -142,7 +142,7 @@ fn train(
     hooks: &mut Quiet,
     values: &impl serde::Serialize,
 ) -> Result<Ending> {
-    run(training, folder, start, Configuration::flatten(values, &MAY_DIFFER)?, hooks)
+    run(training, folder, start, (Configuration::flatten(values, &MAY_DIFFER)?, ""), hooks)
 }
 
 fn distill(folder: &Path, start: Start, config: &DistillConfig, mut hooks: Quiet, source: &Noise) -> Result<Ending> {

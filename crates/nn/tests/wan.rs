@@ -19,24 +19,7 @@ fn read(name: &str) -> TensorFile {
 /// The network of a fixture, from the configuration in its header.
 fn network(file: &TensorFile) -> Wan {
     let json: serde_json::Value = serde_json::from_str(&file.metadata["json"]).unwrap();
-    let c = &json["config"];
-    let int = |k: &str| c[k].as_u64().unwrap() as usize;
-    let patch: Vec<usize> = c["patch_size"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect();
-    Wan::new(WanConfig {
-        dim: int("dim"),
-        ffn_dim: int("ffn_dim"),
-        heads: int("num_heads"),
-        layers: int("num_layers"),
-        in_channels: int("in_dim"),
-        out_channels: int("out_dim"),
-        patch: patch.try_into().unwrap(),
-        text_dim: int("text_dim"),
-        freq_dim: int("freq_dim"),
-        image_dim: c["img_dim"].as_u64().map(|n| n as usize),
-        image_positions: None,
-        eps: c["eps"].as_f64().unwrap(),
-    })
-    .unwrap()
+    Wan::new(WanConfig::from_original_json(&json["config"]).unwrap()).unwrap()
 }
 
 struct Case {

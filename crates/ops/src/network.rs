@@ -7,11 +7,11 @@ use crate::{Mode, ParamSpec, Result};
 /// What a network is conditioned on.
 #[derive(Clone, Debug)]
 pub struct Conditions<V = Tensor> {
-    /// Text embeddings [B, S, text_dim].
+    /// Text embeddings `[B, S, text_dim]`.
     pub text: V,
-    /// Image tokens [B, I, image_dim] (image to video).
+    /// Image tokens `[B, I, image_dim]` (image to video).
     pub image: Option<V>,
-    /// Condition channels [B, C', F, H, W] beside the noisy latent (image to video).
+    /// Condition channels `[B, C', F, H, W]` beside the noisy latent (image to video).
     pub latent: Option<V>,
 }
 
@@ -68,7 +68,7 @@ pub trait Network: Send + Sync {
     /// Its parameters' names, shapes and initial values.
     fn specs(&self) -> &Arc<[ParamSpec]>;
 
-    /// The raw prediction [B, C, F, H, W] from x [B, C, F, H, W], t [B] in the network's own time unit and conditions.
+    /// The raw prediction `[B, C, F, H, W]` from x `[B, C, F, H, W]`, t `[B]` in the network's own time unit and conditions.
     ///
     /// # Errors
     /// If the shapes do not fit the network.

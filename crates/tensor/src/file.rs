@@ -62,7 +62,8 @@ impl TensorFile {
     pub fn get(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| {
             let near: Vec<_> = self.tensors.range(name.to_string()..).take(3).map(|(k, _)| k.as_str()).collect();
-            bad(Path::new(name), format!("no tensor of this name; next in order: {}", near.join(", ")))
+            let reason = format!("no such tensor; the next names in order are {}", near.join(", "));
+            Error::File { path: format!("tensor '{name}'"), reason }
         })
     }
 

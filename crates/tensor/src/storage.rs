@@ -15,7 +15,7 @@ use crate::dtype::Element;
 
 /// Buffers below this many bytes are left to the system allocator, which does not give them back.
 const SHELF_MIN_BYTES: usize = 64 * 1024;
-/// The shelf holds at most this share (1/n) of the highest number of live bytes seen, and never less than 64 MiB.
+/// Live and shelved bytes together stay below the highest number of live bytes seen, or below this where that is less.
 const SHELF_FLOOR_BYTES: usize = 64 << 20;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);

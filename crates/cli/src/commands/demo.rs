@@ -11,16 +11,18 @@ use super::distill;
 use super::evaluate::{Judge, Row};
 use super::teach::MODEL_FILE;
 use super::training::settings;
-use crate::args::{ConfigArgs, DemoArgs, DeviceArg, DistillArgs, TrainArgs};
+use crate::args::{ConfigArgs, DemoArgs, DistillArgs, TrainArgs};
 use crate::configuration::Resolved;
 use crate::digits::CLIP;
 use crate::drawing::draw;
 use crate::error::Result;
 use crate::model::{Model, Role};
-use crate::report::{Best, Chart, Column, DataUri, Gallery, GalleryRow, Headline, Report, Section, Series, Table, render};
+use crate::report::{
+    Best, Chart, Column, DataUri, Gallery, GalleryRow, Headline, Report, Section, Series, Table, render,
+};
 use crate::settings::{DISTILL_PRESETS, DistillSettings};
 use crate::status;
-use crate::terminal::Progress;
+use crate::terminal::{self, Progress};
 
 /// Steps at which the student is shown and measured, and the teacher cut to.
 const FEW: [usize; 3] = [4, 2, 1];
@@ -67,7 +69,7 @@ pub fn run(args: &DemoArgs) -> Result<bool> {
         status!(&h.label, "{} ({})", h.value, h.note);
     }
     status!("Finished", "in {:.0} s; open the report:", began.elapsed().as_secs_f64());
-    println!("{}", path.display());
+    terminal::print(format_args!("{}\n", path.display()))?;
     Ok(false)
 }
 
@@ -78,7 +80,7 @@ fn distill_args(args: &DemoArgs, run: &Path) -> DistillArgs {
     }
     let config = ConfigArgs { preset: args.preset.clone(), config: None, overrides, seed: args.seed };
     let train =
-        TrainArgs { config, output: run.to_path_buf(), resume: args.resume, dry_run: false, device: DeviceArg::Cpu };
+        TrainArgs { config, output: run.to_path_buf(), resume: args.resume, dry_run: false, device: args.device };
     DistillArgs { train, no_check: false }
 }
 
@@ -97,8 +99,8 @@ fn measure(judge: &Judge, teacher: &Model, student: &Model) -> Result<Vec<Measur
     let mut measured = Vec::new();
     for (model, role) in models {
         let name = match role {
-            Role::Teacher(t) => format!("Teacher, {} steps, guidance {}", t.steps, t.guidance.scale()),
-            Role::Student(s) => format!("Student, {} step{}", s.steps, if s.steps == 1 { "" } else { "s" }),
+            Role::Teacher(t) => format!("Teacher, {}", steps(t.steps)),
+            Role::Student(s) => format!("Student, {}", steps(s.steps)),
         };
         progress.note(&name);
         let row = judge.measure(model, role, SEED, |n| progress.advance(n as u64 * cost(&role)))?;
@@ -106,6 +108,10 @@ fn measure(judge: &Judge, teacher: &Model, student: &Model) -> Result<Vec<Measur
         measured.push(Measured { name, row, clips });
     }
     Ok(measured)
+}
+
+fn steps(n: usize) -> String {
+    if n == 1 { "1 step".into() } else { format!("{n} steps") }
 }
 
 fn report(
@@ -116,10 +122,11 @@ fn report(
     distilled: f64,
 ) -> Result<Report> {
     Ok(Report {
-        title: "Fewstep: moving digits in four steps".into(),
+        title: "Fewstep: moving digits in few steps".into(),
         introduction: format!(
-            "A tiny Wan video transformer, distilled by rCM in {distilled:.0} seconds on {} threads. Every picture below is \
+            "A tiny Wan video transformer, distilled by {} in {distilled:.0} seconds on {} threads. Every picture below is \
              generated; models share captions and noise.",
+            resolved.value.distill.method.name(),
             rayon::current_num_threads()
         ),
         headlines: headlines(measured),
@@ -127,7 +134,7 @@ fn report(
         tables: vec![quality(judge, measured)?],
         charts: charts(records),
         sections: vec![Section { heading: "Configuration".into(), text: resolved.to_string() }],
-        footer: format!("fewstep {}; reproduce with: fewstep demo", env!("CARGO_PKG_VERSION")),
+        footer: format!("fewstep {}", env!("CARGO_PKG_VERSION")),
     })
 }
 
@@ -166,7 +173,8 @@ fn gallery(judge: &Judge, measured: &[Measured]) -> Result<Gallery> {
     });
     Ok(Gallery {
         heading: "Samples".into(),
-        note: "The same captions and the same noise in every column; the first captions of the list, not chosen.".into(),
+        note: "The same captions and the same noise in every column; the first captions of the list, not chosen."
+            .into(),
         columns: measured.iter().map(|m| m.name.clone()).collect(),
         rows: rows.collect::<Result<_>>()?,
     })
@@ -176,15 +184,15 @@ fn quality(judge: &Judge, measured: &[Measured]) -> Result<Table> {
     let column = |name: &str, best| Column { name: name.into(), best };
     let columns = vec![
         column("Model", Best::None),
-        column("Network calls", Best::Lowest),
-        column("ms a clip", Best::Lowest),
+        column("Calls", Best::Lowest),
+        column("ms", Best::Lowest),
         column("Fréchet", Best::Lowest),
         column("Precision", Best::Highest),
         column("Recall", Best::Highest),
+        column("Caption", Best::Highest),
         column("Digit", Best::Highest),
         column("Colour", Best::Highest),
         column("Direction", Best::Highest),
-        column("Caption", Best::Highest),
     ];
     let mut rows: Vec<Vec<String>> = measured
         .iter()
@@ -198,8 +206,9 @@ fn quality(judge: &Judge, measured: &[Measured]) -> Result<Table> {
     Ok(Table {
         heading: "Quality and diversity".into(),
         note: format!(
-            "{} clips a row against as many held-out clips, in the features of the shipped classifier. Fréchet distances \
-             fall with the number of clips: compare them within this table.",
+            "{} clips a row against as many held-out clips, in the features of the shipped classifier; the teacher is guided. \
+             Calls of the network and milliseconds are those of one clip. Fréchet distances fall with the number of \
+             clips: compare them within this table.",
             judge.captions().len()
         ),
         columns,
@@ -210,14 +219,18 @@ fn quality(judge: &Judge, measured: &[Measured]) -> Result<Table> {
 fn measures(m: &fewstep_evaluate::Measures) -> Vec<String> {
     let share = |x: f64| format!("{:.1} %", 100.0 * x);
     let mut cells = vec![format!("{:.1}", m.frechet), format!("{:.3}", m.precision), format!("{:.3}", m.recall)];
-    cells.extend([m.digit_accuracy, m.colour_accuracy, m.direction_accuracy, m.caption_accuracy].map(share));
+    cells.extend([m.caption_accuracy, m.digit_accuracy, m.colour_accuracy, m.direction_accuracy].map(share));
     cells
 }
 
 fn charts(records: &[Record]) -> Vec<Chart> {
     let chart = |heading: &str, note: &str, prefix: &str, y_label: &str| {
-        let mut names: Vec<&str> =
-            records.iter().flat_map(|r| r.values.keys()).map(String::as_str).filter(|k| k.starts_with(prefix)).collect();
+        let mut names: Vec<&str> = records
+            .iter()
+            .flat_map(|r| r.values.keys())
+            .map(String::as_str)
+            .filter(|k| k.starts_with(prefix))
+            .collect();
         names.sort_unstable();
         names.dedup();
         let points = |name: &str| {

@@ -1,6 +1,6 @@
 //! What the training commands share: resolving settings, showing progress, previews.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use fewstep_data::Frames;
 use fewstep_data::video::contact_sheet;
@@ -23,8 +23,6 @@ use crate::settings::{Refused, Validate};
 use crate::status;
 use crate::terminal::Progress;
 
-/// The name under which a run keeps its resolved configuration.
-const CONFIG_FILE: &str = "config.toml";
 /// Prompts of preview images.
 const PREVIEW_PROMPTS: [&str; 4] = [
     "a red seven moving up and left",
@@ -133,19 +131,20 @@ impl<'a> Run<'a> {
     ) -> Result<bool> {
         let interrupted = interrupt::install().map_err(Error::io(self.output))?;
         let start = if self.resume { Start::Resume } else { Start::Fresh };
-        let may_differ: Vec<String> =
-            fewstep_distill::training::MAY_DIFFER.iter().map(|k| format!("{}.{k}", self.table)).collect();
+        let own = fewstep_distill::training::MAY_DIFFER.iter().map(|k| format!("{}.{k}", self.table));
+        // How samples are drawn changes nothing that is trained.
+        let may_differ: Vec<String> = own.chain(["sampling".to_string()]).collect();
         let may_differ: Vec<&str> = may_differ.iter().map(String::as_str).collect();
         let configuration = fewstep_distill::configuration::Configuration::flatten(&settings.value, &may_differ)?;
         let mut terminal = Terminal::new(self.verb, training.config(), denoiser, self.role, interrupted);
-        let ending = fewstep_distill::training::run(training, self.output, start, configuration, &mut terminal)?;
+        let text = settings.to_string();
+        let ending =
+            fewstep_distill::training::run(training, self.output, start, (configuration, &text), &mut terminal)?;
         drop(terminal);
         if let Ending::Stopped { iteration } = ending {
             status!("Stopped", "after iteration {iteration}; go on with the same command and --resume");
             return Ok(false);
         }
-        let path: PathBuf = self.output.join(CONFIG_FILE);
-        std::fs::write(&path, settings.to_string()).map_err(Error::io(&path))?;
         Ok(true)
     }
 }

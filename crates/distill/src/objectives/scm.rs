@@ -82,7 +82,7 @@ mod tests {
         let terms =
             ScmTerms { x_t: &x_t, t: &t, f_theta: &good, f_teacher: &good, f_dot: &bad, warmup: 1.0, scale: 100.0 };
         let out = scm(&terms).unwrap();
-        assert_eq!(out.loss.excluded, [0]);
+        assert_eq!(out.loss.excluded, [super::super::Excluded { sample: 0, count: 1 }]);
         let f_bar = out.loss.f_bar.to_vec_f64();
         assert_eq!(f_bar[..2], [0.0, 0.0]);
         assert!(f_bar[2..].iter().all(|v| v.is_finite() && *v != 0.0));

@@ -20,7 +20,7 @@ const CHANNELS_OUT: [usize; 2] = [32, 64];
 const FRAME_WIDTH: usize = 128;
 const ACTIVATION: Activation = Activation::GeluTanh;
 
-/// A small network over clips [B, C = 3, F = 6, H = 16, W = 16], about 277,000 parameters.
+/// A small network over clips [B, C = 3, F = 6, H = 16, W = 16], 275,768 parameters.
 ///
 /// Each frame passes two convolutions and a dense layer (LeNet's plan, which sees a digit alike wherever it is); the six
 /// frames together give the features and these, after a non-linearity, the logits. Convolutions are slices, joined

@@ -16,7 +16,7 @@ const ROPE_THETA: f64 = 10_000.0;
 
 /// A Wan diffusion transformer.
 ///
-/// x [B, C, F, H, W], t [B] in [0, 1000], text [B, S, text_dim] → [B, C_out, F, H, W]. All text tokens attend,
+/// x `[B, C, F, H, W]`, t `[B]` in `[0, 1000]`, text `[B, S, text_dim]` → `[B, C_out, F, H, W]`. All text tokens attend,
 /// padding included, as published.
 #[derive(Debug)]
 pub struct Wan {
@@ -94,7 +94,7 @@ impl Wan {
         Ok([f / pt, h / ph, w / pw])
     }
 
-    /// e [B, D] and e0 [B, 6, D].
+    /// e `[B, D]` and e0 `[B, 6, D]`.
     fn embed_time<M: Mode>(&self, m: &M, t: &M::Value, like: &M::Value) -> Result<(M::Value, M::Value)> {
         let sinusoid = TimeEmbedding { dim: self.config.freq_dim, dtype: m.dtype(like) };
         let s = m.apply(sinusoid, &[t])?;
@@ -106,7 +106,7 @@ impl Wan {
         Ok((e, m.apply(Reshape { shape }, &[&e0])?))
     }
 
-    /// Image tokens [B, I, image_dim] → [B, I, D].
+    /// Image tokens `[B, I, image_dim]` → `[B, I, D]`.
     fn embed_image<M: Mode>(&self, m: &M, image: &ImageEmbedding, tokens: &M::Value) -> Result<M::Value> {
         let tokens = match image.positions {
             Some(p) => m.apply(Add, &[tokens, &m.param(p)?])?,
@@ -185,7 +185,7 @@ impl Network for Wan {
 }
 
 impl Segment for Head {
-    /// Inputs: h [B, L, D] and e [B, D], which modulates here without the projection of the blocks.
+    /// Inputs: h `[B, L, D]` and e `[B, D]`, which modulates here without the projection of the blocks.
     fn run<M: Mode>(&self, m: &M, inputs: &[M::Value]) -> Result<M::Value> {
         let [b, d] = m.primal(&inputs[1]).dims()?;
         let e = m.apply(Reshape { shape: vec![b, 1, d] }, &[&inputs[1]])?;

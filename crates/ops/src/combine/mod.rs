@@ -6,7 +6,7 @@ use fewstep_tensor::{Device, Tensor, arith, dispatch_float};
 
 use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
-/// y = Σᵢ cᵢ·xᵢ with cᵢ [B] and xᵢ [B, …], differentiable in both.
+/// y = Σᵢ cᵢ·xᵢ with cᵢ `[B]` and xᵢ `[B, …]`, differentiable in both.
 ///
 /// Inputs: c₁, x₁, c₂, x₂, …. Coefficients are used in f64 whatever their dtype, each sum is formed in f64 and rounded
 /// once: preconditioning stays exact also where a network computes in less.

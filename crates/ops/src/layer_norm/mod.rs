@@ -10,7 +10,7 @@ use rows::Rows;
 
 /// y = LN(x)·(1 + scale) + shift, LN(x) = (x − mean)/√(var + eps) over the last axis, biased variance.
 ///
-/// Inputs: x [B, L, D], shift [B, G, D], scale [B, G, D]; G divides L and group g modulates the tokens
+/// Inputs: x `[B, L, D]`, shift `[B, G, D]`, scale `[B, G, D]`; G divides L and group g modulates the tokens
 /// g·L/G..(g+1)·L/G. Statistics are accumulated in the compute type.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerNormModulate {
@@ -20,7 +20,7 @@ pub struct LayerNormModulate {
 
 /// y = LN(x)·weight + bias, with LN of [`LayerNormModulate`].
 ///
-/// Inputs: x [..., D], weight [D], bias [D].
+/// Inputs: x `[..., D]`, weight `[D]`, bias `[D]`.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerNormAffine {
     /// Added to the variance.

@@ -6,7 +6,7 @@ use fewstep_tensor::{Device, Tensor, dispatch_float};
 
 use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
-/// y = x·Wᵀ (+ b): x [..., I], W [O, I], b [O] → y [..., O]. Accumulates in the compute type.
+/// y = x·Wᵀ (+ b): x `[..., I]`, W `[O, I]`, b `[O]` → y `[..., O]`. Accumulates in the compute type.
 ///
 /// Inputs: x, W and, with `bias`, b.
 #[derive(Clone, Copy, Debug)]

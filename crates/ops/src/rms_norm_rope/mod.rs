@@ -15,9 +15,9 @@ const NAME: &str = "rms_norm_rope";
 /// Over what the root mean square is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormScope {
-    /// The whole width D; weight [D] (Wan).
+    /// The whole width D; weight `[D]` (Wan).
     Width,
-    /// Each head of width K; weight [K] (Cosmos).
+    /// Each head of width K; weight `[K]` (Cosmos).
     Head,
 }
 
@@ -41,7 +41,7 @@ pub struct Rope {
 
 /// y = RoPE(x/rms(x)·weight), rms(x) = √(mean x² + eps).
 ///
-/// Inputs: x [B, L, D] with D = heads·K, weight [D] or [K] by `scope`. Without a rotation x may be [..., D].
+/// Inputs: x `[B, L, D]` with D = heads·K, weight `[D]` or `[K]` by `scope`. Without a rotation x may be `[..., D]`.
 /// Statistics are accumulated in the compute type.
 #[derive(Clone, Debug)]
 pub struct RmsNormRope {

@@ -6,7 +6,7 @@ use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
-/// y = [cos(t·ωᵢ) | sin(t·ωᵢ)], ωᵢ = 10000^(−i/(dim/2)), i < dim/2: t [B] → y [B, dim].
+/// y = [cos(t·ωᵢ) | sin(t·ωᵢ)], ωᵢ = 10000^(−i/(dim/2)), i < dim/2: t `[B]` → y `[B, dim]`.
 ///
 /// Phases, sines and derivatives are formed in f64 whatever the dtypes, and rounded once to `dtype`.
 #[derive(Clone, Copy, Debug)]
