@@ -65,7 +65,7 @@ pub fn add_assign(a: &mut Tensor, b: &Tensor) -> Result<()> {
     })
 }
 
-/// Σᵢ cᵢ[s]·xᵢ for every sample s: each term has one f64 coefficient per sample.
+/// Σᵢ cᵢ(s)·xᵢ for every sample s: each term has one f64 coefficient per sample.
 ///
 /// # Errors
 /// If shapes, dtypes or devices differ, or a list of coefficients has another length than the leading axis.
