@@ -260,6 +260,8 @@ fn extents_are_read_off_the_weights_of_every_layout() {
         }
     }
     assert!(WanConfig::of_weights(&TensorFile::default(), None, [1, 2, 2]).is_err());
+    let guessed = WanConfig::of_weights(&read("wan_t2v_weights_orig_bf16"), None, [1, 2, 2]).unwrap_err().to_string();
+    assert!(guessed.contains("heads"), "{guessed}");
 }
 
 #[test]

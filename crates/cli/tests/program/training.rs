@@ -11,7 +11,14 @@ fn distillation<'a>(folder: &'a str, iterations: &'a str, more: &[&'a str]) -> V
 }
 
 /// Settings of a run that takes long enough to be caught between two of its iterations.
-const SLOW: [&str; 4] = ["--set", "distill.run.accumulation=16", "--set", "distill.run.checkpoint_every=20"];
+const SLOW: [&str; 6] = [
+    "--set",
+    "distill.run.accumulation=16",
+    "--set",
+    "distill.run.checkpoint_every=20",
+    "--set",
+    "distill.run.log_every=1",
+];
 /// Iterations that no test waits for.
 const ENDLESS: &str = "distill.run.iterations=1000000";
 

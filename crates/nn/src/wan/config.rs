@@ -2,6 +2,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
+/// More layers than this are a slip of the keyboard.
+const MAX_LAYERS: usize = 1000;
+
 /// A named configuration.
 pub type Preset = (&'static str, fn() -> WanConfig);
 
@@ -176,6 +179,9 @@ impl WanConfig {
         if let Some((name, _)) = extents.iter().find(|(_, n)| *n == 0) {
             return bad(format!("{name} is 0"), "every extent must be at least 1");
         }
+        if self.layers > MAX_LAYERS {
+            return bad(format!("{} layers", self.layers), "no published network has more than 40");
+        }
         if !self.dim.is_multiple_of(self.heads) {
             return bad(
                 format!("{} heads do not divide dim {}", self.heads, self.dim),
@@ -223,6 +229,7 @@ mod tests {
             WanConfig { dim: 12, heads: 4, ..base() },
             WanConfig { freq_dim: 7, ..base() },
             WanConfig { layers: 0, ..base() },
+            WanConfig { layers: 1_000_000_000, ..base() },
             WanConfig { in_channels: 1, ..base() },
             WanConfig { eps: f64::NAN, ..base() },
             WanConfig { image_positions: Some(3), ..base() },

@@ -16,7 +16,8 @@ impl WanConfig {
     /// stores the patch embedding as a matrix, the patch.
     ///
     /// # Errors
-    /// If the tensors that show the extents are missing or have other axes.
+    /// If the tensors that show the extents are missing or have other axes, or heads are not given and 128 does not divide
+    /// the width.
     pub fn of_weights(file: &TensorFile, heads: Option<usize>, patch: [usize; 3]) -> Result<Self> {
         let layout = WanLayout::recognise(file, patch)?;
         let tensors = strip_prefix(file, &layout);
@@ -36,7 +37,7 @@ impl WanConfig {
         let config = WanConfig {
             dim,
             ffn_dim: need("blocks.0.ffn.0.weight", 2)?[0],
-            heads: heads.unwrap_or((dim / HEAD_DIM).max(1)),
+            heads: heads.map_or_else(|| published_heads(dim), Ok)?,
             layers,
             in_channels: in_features / features.max(1),
             out_channels: need("head.head.weight", 2)?[0] / features.max(1),
@@ -50,4 +51,15 @@ impl WanConfig {
         config.validate()?;
         Ok(config)
     }
+}
+
+fn published_heads(dim: usize) -> Result<usize> {
+    if dim.is_multiple_of(HEAD_DIM) {
+        return Ok(dim / HEAD_DIM);
+    }
+    Err(Error::Config {
+        network: "wan",
+        problem: format!("a width of {dim} is no multiple of {HEAD_DIM}, and weights do not show their heads"),
+        remedy: "say how many heads there are".into(),
+    })
 }
