@@ -130,10 +130,17 @@ fn apply_names_what_is_missing() {
         let files = ["apply", "wan", "--weights", weights, "--inputs", inputs, "-o", "out.safetensors"];
         place.refused_untouched(&[&files[..], more].concat())
     };
-    assert_says(&apply(&weights, "inputs.safetensors", &["--jvp"]), &["no tensor 'dx'", "they hold ctx, t, x"]);
-    assert_says(&apply(&weights, "inputs.safetensors", &["--grad"]), &["no tensor 'loss_w'", "they hold ctx, t, x"]);
-    assert_says(&apply(&weights, "none.safetensors", &[]), &["none.safetensors", "check the path"]);
+    assert_says(
+        &apply(&weights, "inputs.safetensors", &["--jvp", "--heads", "2"]),
+        &["no tensor 'dx'", "they hold ctx, t, x"],
+    );
+    assert_says(
+        &apply(&weights, "inputs.safetensors", &["--grad", "--heads", "2"]),
+        &["no tensor 'loss_w'", "they hold ctx, t, x"],
+    );
+    assert_says(&apply(&weights, "none.safetensors", &["--heads", "2"]), &["none.safetensors", "check the path"]);
     assert_says(&apply(&fixture("wan_tables"), &inputs, &[]), &["no known layout of wan", "give the weights of a Wan"]);
+    assert_says(&apply(&weights, &inputs, &[]), &["weights do not show their heads", "--heads"]);
     assert_says(&apply(&weights, &inputs, &["--heads", "5"]), &["5 heads do not divide dim 64", "choose dim"]);
 }
 
