@@ -14,7 +14,7 @@ for seed in 0 1 2; do
   for method in scm dmd rcm; do
     run=$output/$method-$seed
     "$fewstep" distill --preset "digits-$method" --seed "$seed" --output "$run" --resume \
-      --set "distill.run.iterations=${iterations[$method]}"
+      --set "distill.run.iterations=${iterations[$method]}" --set distill.ema=0.05
     measure "$run/model.safetensors" 4,2,1 "$method-$seed" >"$run.jsonl"
   done
 done

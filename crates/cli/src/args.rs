@@ -115,7 +115,7 @@ pub struct DemoArgs {
     #[arg(long)]
     pub seed: Option<u64>,
     /// Clips that each model is measured on
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 300)]
     pub samples: usize,
     /// Go on with an interrupted demo
     #[arg(long)]
