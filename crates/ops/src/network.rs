@@ -16,11 +16,6 @@ pub struct Conditions<V = Tensor> {
 }
 
 impl Conditions {
-    fn map(&self, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        let optional = |t: &Option<Tensor>| t.as_ref().map(&f).transpose();
-        Ok(Conditions { text: f(&self.text)?, image: optional(&self.image)?, latent: optional(&self.latent)? })
-    }
-
     /// The conditions in another dtype.
     pub fn to_dtype(&self, dtype: DType) -> Self {
         Conditions {
@@ -28,14 +23,6 @@ impl Conditions {
             image: self.image.as_ref().map(|t| t.to_dtype(dtype)),
             latent: self.latent.as_ref().map(|t| t.to_dtype(dtype)),
         }
-    }
-
-    /// Samples `start..start + len`.
-    ///
-    /// # Errors
-    /// If there are fewer.
-    pub fn narrow(&self, start: usize, len: usize) -> Result<Self> {
-        self.map(|t| Ok(t.narrow(start, len)?))
     }
 
     /// The text of `other` for the marked samples, one's own for the rest.
