@@ -1,6 +1,6 @@
 use fewstep_tensor::Tensor;
 
-use crate::{Mode, Op, ParamId, Params, Result, Segment};
+use crate::{Adapter, Mode, Op, ParamId, Params, Result, Segment};
 
 /// A value and its directional derivative; no tangent means zero.
 #[derive(Clone, Debug)]
@@ -33,6 +33,10 @@ impl Mode for Forward<'_> {
 
     fn param(&self, id: ParamId) -> Result<Dual> {
         Ok(self.constant(self.params.get(id).clone()))
+    }
+
+    fn adapter(&self, id: ParamId) -> Option<Adapter> {
+        self.params.adapter(id)
     }
 
     fn constant(&self, t: Tensor) -> Dual {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod activation;
+mod adapters;
 mod add;
 mod attention;
 mod cast;
@@ -23,11 +24,13 @@ mod plain;
 mod rearrange;
 mod reverse;
 mod rms_norm_rope;
+mod scale;
 mod shape;
 pub mod suite;
 mod time_embedding;
 
 pub use activation::Activation;
+pub use adapters::Adapter;
 pub use add::Add;
 pub use attention::Attention;
 pub use cast::Cast;
@@ -45,5 +48,6 @@ pub use plain::Plain;
 pub use rearrange::{PatchOrder, Rearrange};
 pub use reverse::{Cotangents, Grads, Recompute, Reverse, Var};
 pub use rms_norm_rope::{NormScope, RmsNormRope, Rope, RopeStyle, RopeTable};
+pub use scale::Scale;
 pub use shape::{Concat, Reshape, Slice};
 pub use time_embedding::TimeEmbedding;

@@ -1,6 +1,6 @@
 use fewstep_tensor::{DType, Tensor};
 
-use crate::{Op, ParamId, Result};
+use crate::{Adapter, Op, ParamId, Result};
 
 /// An interpreter of ops. A network is one function generic over it.
 pub trait Mode {
@@ -12,6 +12,9 @@ pub trait Mode {
     /// # Errors
     /// If it cannot be brought to the device.
     fn param(&self, id: ParamId) -> Result<Self::Value>;
+
+    /// The adapter of a weight, if it has one: what a linear layer adds to its product.
+    fn adapter(&self, id: ParamId) -> Option<Adapter>;
 
     /// A value that nothing is differentiated by.
     fn constant(&self, t: Tensor) -> Self::Value;

@@ -2,7 +2,7 @@ use std::cell::RefCell;
 
 use fewstep_tensor::Tensor;
 
-use crate::{Mode, Op, Output, ParamId, Params, Result, Segment};
+use crate::{Adapter, Mode, Op, Output, ParamId, Params, Result, Segment};
 
 /// The mode of values: runs ops forward and keeps nothing.
 pub struct Plain<'p> {
@@ -42,6 +42,10 @@ impl Mode for Plain<'_> {
 
     fn param(&self, id: ParamId) -> Result<Tensor> {
         Ok(self.params.get(id).clone())
+    }
+
+    fn adapter(&self, id: ParamId) -> Option<Adapter> {
+        self.params.adapter(id)
     }
 
     fn constant(&self, t: Tensor) -> Tensor {
