@@ -37,6 +37,9 @@ pub enum Error {
         /// How many of its values.
         count: usize,
     },
+    /// Whoever observed the work asked to stop.
+    #[error("stopped on request")]
+    Stopped,
     /// Running the network failed.
     #[error(transparent)]
     Op(#[from] fewstep_ops::Error),
