@@ -330,7 +330,7 @@ fn video_extents(video: &Tensor) -> Result<[usize; 4]> {
     };
     if b == 0 || f == 0 || f % FRAMES != 1 {
         let below = f.saturating_sub(1) / FRAMES * FRAMES + 1;
-        let above = if f == 0 { below } else { below + FRAMES };
+        let above = below + FRAMES;
         return Err(refuse(format!("1 + 4k frames, at least one video: {below} or {above} frames are nearest"), video));
     }
     if h == 0 || w == 0 || h % SCALE != 0 || w % SCALE != 0 {

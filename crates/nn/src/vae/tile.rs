@@ -133,13 +133,19 @@ impl Plan {
         let needs = |rows: &Axis, columns: &Axis| {
             rows.size.saturating_mul(columns.size).saturating_mul(bytes).saturating_add(FIXED_BYTES)
         };
+        let least = NARROWEST.min(h).saturating_mul(NARROWEST.min(w)).saturating_mul(bytes).saturating_add(FIXED_BYTES);
+        let refuse = || {
+            let expected = format!("a budget of at least {} MB, for the smallest tile", least.div_ceil(1_000_000));
+            Err(Error::input("vae tile", expected, format!("{} MB", budget / 1_000_000)))
+        };
+        if least > budget {
+            return refuse();
+        }
         while needs(&rows, &columns) > budget {
             let (axis, len) = if rows.size > columns.size { (&mut rows, h) } else { (&mut columns, w) };
             let more = Axis::of(len, axis.starts.len() + 1, OVERLAP);
             if more.size < NARROWEST.min(len) || more.size >= axis.size {
-                let least = NARROWEST * NARROWEST * bytes + FIXED_BYTES;
-                let expected = format!("a budget of at least {} MB for the smallest tile", least.div_ceil(1_000_000));
-                return Err(Error::input("vae tile", expected, format!("{} MB", budget / 1_000_000)));
+                return refuse();
             }
             *axis = more;
         }
@@ -194,10 +200,10 @@ mod tests {
         let auto = |bytes: usize| Plan::new(Tile::Auto { budget_bytes: FIXED_BYTES + bytes }, [60, 104], 1000);
         assert!(auto(60 * 104 * 1000).unwrap().is_whole());
         assert_eq!(auto(60 * 104 * 1000 - 1).unwrap().len(), 2);
-        assert!(auto(16 * 16 * 1000).unwrap().len() > 20);
+        assert!(auto(20 * 20 * 1000).unwrap().len() > 10);
         let message = auto(1000).unwrap_err().to_string();
         assert!(message.contains("at least 101 MB"), "{message}");
-        assert!(Plan::new(Tile::Auto { budget_bytes: 0 }, [usize::MAX / 2, 1], 1000).is_err());
+        assert!(Plan::new(Tile::Auto { budget_bytes: 0 }, [usize::MAX / 2, usize::MAX / 2], 1000).is_err());
     }
 
     #[test]
