@@ -45,6 +45,9 @@ pub enum Error {
         /// What came.
         got: String,
     },
+    /// Whoever observed the work asked to stop.
+    #[error("stopped on request")]
+    Stopped,
     /// Running the network failed.
     #[error(transparent)]
     Op(#[from] fewstep_ops::Error),
