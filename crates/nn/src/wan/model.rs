@@ -187,7 +187,9 @@ impl Network for Wan {
 impl Segment for Head {
     /// Inputs: h `[B, L, D]` and e `[B, D]`, which modulates here without the projection of the blocks.
     fn run<M: Mode>(&self, m: &M, inputs: &[M::Value]) -> Result<M::Value> {
-        let [b, d] = m.primal(&inputs[1]).dims()?;
+        let &[b, d] = m.shape(&inputs[1]) else {
+            return Err(Error::input("wan", "e [B, D]", m.shape(&inputs[1])));
+        };
         let e = m.apply(Reshape { shape: vec![b, 1, d] }, &[&inputs[1]])?;
         let modulation = m.apply(Add, &[&m.param(self.modulation)?, &e])?; // [B, 2, D]
         let part = |i: usize| m.apply(Slice { axis: 1, start: i, len: 1 }, &[&modulation]);
