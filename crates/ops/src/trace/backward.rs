@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::{Ghost, Kept, Ledger, Pass, Trace, Traced};
-use crate::{Meta, Mode, Op, ParamId, ParamSpec, Recompute, Result, Rule};
+use crate::{Meta, Op, ParamId, ParamSpec, Recompute, Result, Rule};
 
 type Rerun = Box<dyn Fn(&Trace<'_>, &[Traced]) -> Result<Traced>>;
 
