@@ -223,8 +223,7 @@ impl<'p> Trace<'p> {
     fn forward(&self, op: &dyn Op, x: &[&Ghost]) -> Result<(Kept, Cost)> {
         let metas: Vec<&Meta> = x.iter().map(|g| &g.meta).collect();
         let cost = op.cost(&metas, Rule::Forward)?;
-        let replayed =
-            if op.memory().survives_recomputation() { self.replay.borrow_mut().pop_front() } else { None };
+        let replayed = if op.memory().survives_recomputation() { self.replay.borrow_mut().pop_front() } else { None };
         if let Some(kept) = replayed {
             return Ok((kept, cost));
         }
@@ -256,9 +255,10 @@ impl<'p> Trace<'p> {
             true => x[0].primal.viewed(cost.y.clone()),
             false => self.ledger.ghost(cost.y.clone()),
         };
-        let lone = moving.iter().position(|&m| m).filter(|i| {
-            cost.passes.contains(i) && moving.iter().filter(|&&m| m).count() == 1
-        });
+        let lone = moving
+            .iter()
+            .position(|&m| m)
+            .filter(|i| cost.passes.contains(i) && moving.iter().filter(|&&m| m).count() == 1);
         let tangent = match lone.and_then(|i| x[i].tangent.as_ref()) {
             Some(tangent) => tangent.viewed(cost.y.clone()),
             None => self.ledger.ghost(cost.y.clone()),

@@ -169,7 +169,8 @@ fn memory(r: &Request, passes: &Passes, parameters: u64, trained: u64) -> Result
     let all = if sampling { 0 } else { parameters * element };
     let gradients = if sampling { 0 } else { trained * element };
     // On the tape all gradients are there at the peak or come to be while activations go.
-    let activations = if r.lora.is_some() { peak.saturating_sub(matrices(passes) * element) } else { peak.saturating_sub(all) };
+    let activations =
+        if r.lora.is_some() { peak.saturating_sub(matrices(passes) * element) } else { peak.saturating_sub(all) };
     let context = |bytes: u64| bytes.div_ceil(r.context as u64);
     Ok(vec![
         Kind { name: "weights", bytes: shard(weights * element) },

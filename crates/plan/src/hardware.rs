@@ -87,7 +87,11 @@ impl Hardware {
     pub fn published(name: &str) -> Result<Self> {
         let Some(p) = PUBLISHED.iter().find(|p| p.name == name) else {
             let names: Vec<&str> = Self::names().collect();
-            return Err(Error::request("--hardware", format!("no '{name}'"), format!("choose cpu, {}", names.join(", "))));
+            return Err(Error::request(
+                "--hardware",
+                format!("no '{name}'"),
+                format!("choose cpu, {}", names.join(", ")),
+            ));
         };
         Ok(Hardware {
             name: p.name.into(),

@@ -95,8 +95,11 @@ impl Passes {
         let times = || self.ledger.ghost(Meta::new(&self.state.shape[..1], DType::F64));
         let t = m.input(times(), moving.then(times));
         let value = |g: &Ghost| m.input(g.clone(), None);
-        let conditions =
-            Conditions { text: value(&c.text), image: c.image.as_ref().map(value), latent: c.latent.as_ref().map(value) };
+        let conditions = Conditions {
+            text: value(&c.text),
+            image: c.image.as_ref().map(value),
+            latent: c.latent.as_ref().map(value),
+        };
         Ok(self.denoiser.velocity(m, &x, &t, &conditions)?)
     }
 

@@ -90,7 +90,8 @@ impl Latent {
         for (axis, pixels, patch) in [("width", width, pw), ("height", height, ph)] {
             let unit = edge * patch;
             if pixels == 0 || pixels % unit != 0 {
-                let (below, above) = ((pixels / unit).max(1) * unit, (pixels / unit).saturating_add(1).saturating_mul(unit));
+                let (below, above) =
+                    ((pixels / unit).max(1) * unit, (pixels / unit).saturating_add(1).saturating_mul(unit));
                 let problem = format!("a {axis} of {pixels} is no multiple of {unit}");
                 return Err(Error::request("--size", problem, format!("choose {below} or {above}")));
             }
@@ -199,7 +200,11 @@ impl Request {
         let tokens = tokens.map(|n| n / self.network.patch.iter().product::<usize>().max(1));
         if tokens.is_none_or(|n| n == 0 || n > MAX_TOKENS) {
             let problem = format!("{frames} x {height} x {width} latents are not 1 to {MAX_TOKENS} tokens");
-            return Err(Error::request("--size, --frames", problem, "choose a smaller video, such as 832x480 of 81 frames"));
+            return Err(Error::request(
+                "--size, --frames",
+                problem,
+                "choose a smaller video, such as 832x480 of 81 frames",
+            ));
         }
         self.validate_extents()?;
         self.validate_devices()

@@ -149,13 +149,13 @@ fn randomised(params: &Params) -> Result<Params> {
     Ok(Params::new(params.specs(), tensors.collect::<Result<_>>()?)?)
 }
 
-fn median(mut v: Vec<f64>) -> f64 {
+pub(super) fn median(mut v: Vec<f64>) -> f64 {
     v.sort_by(f64::total_cmp);
     v[v.len() / 2]
 }
 
 /// GFLOP/s of an f32 product at 1024³ on all threads: the median of many.
-fn gemm_rate() -> f64 {
+pub(super) fn gemm_rate() -> f64 {
     let n = GEMM_EDGE;
     let (a, b, mut c) = (vec![0.5f32; n * n], vec![0.25f32; n * n], vec![0.0f32; n * n]);
     let mut once = || {

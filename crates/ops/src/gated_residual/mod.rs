@@ -4,8 +4,8 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::layer_norm::rows::Rows;
 use crate::cost::inputs;
+use crate::layer_norm::rows::Rows;
 use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
 const NAME: &str = "gated_residual";
