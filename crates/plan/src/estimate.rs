@@ -129,7 +129,14 @@ pub fn plan(r: &Request, hardware: &Hardware) -> Result<Plan> {
         None => parameters,
         Some(rank) => count(passes.specs(), &|s| adapter(s, rank as u64)),
     };
-    let phases = schedule(r).into_iter().map(|p| phase(r, hardware, p)).collect::<Result<Vec<_>>>()?;
+    let mut phases: Vec<Phase> = Vec::new();
+    let mut known: Vec<(Runs, Phase)> = Vec::new();
+    for (name, times, runs) in schedule(r) {
+        let same = known.iter().find(|(k, _)| *k == runs).map(|(_, p)| p.clone());
+        let once = same.map_or_else(|| phase(r, hardware, runs), Ok)?;
+        known.push((runs, once.clone()));
+        phases.push(Phase { name, times, ..once });
+    }
     let memory = memory(r, &passes, parameters, trained)?;
     let seconds = phases.iter().map(|p: &Phase| p.times * p.seconds).sum();
     Ok(Plan { tokens: r.tokens(), parameters, trained, memory, phases, seconds, capacity: hardware.memory })
@@ -198,7 +205,7 @@ fn buffers(r: &Request, passes: &Passes) -> u64 {
 }
 
 /// What a phase runs.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Runs {
     Forward,
     Jvp,
@@ -228,8 +235,8 @@ fn schedule(r: &Request) -> Vec<(&'static str, f64, Runs)> {
     all.into_iter().filter(|(_, times, _)| *times > 0.0).collect()
 }
 
-/// Runs a phase by itself.
-fn phase(r: &Request, hardware: &Hardware, (name, times, runs): (&'static str, f64, Runs)) -> Result<Phase> {
+/// One run of a phase by itself.
+fn phase(r: &Request, hardware: &Hardware, runs: Runs) -> Result<Phase> {
     let p = Passes::new(r)?;
     let (x, c, f_bar) = (p.state(), p.conditions(), p.state());
     let live = p.ledger.live();
@@ -249,7 +256,7 @@ fn phase(r: &Request, hardware: &Hardware, (name, times, runs): (&'static str, f
     let transferred = transferred(r, &p, runs);
     let work: f64 = ops.values().map(|w| w.seconds).sum();
     let seconds = work.max(hardware.transfer(transferred));
-    Ok(Phase { name, times, ops, transferred, peak: p.ledger.peak() - live, seconds })
+    Ok(Phase { name: "", times: 1.0, ops, transferred, peak: p.ledger.peak() - live, seconds })
 }
 
 /// Bytes that a device sends in a phase: weights gathered in each direction of the pass, gradients reduced, and queries,

@@ -126,12 +126,13 @@ impl Wan {
         let side = 2 * (d / 6);
         let axes = [d - 2 * side, side, side];
         let [f, h, w] = grid;
+        let frequencies = axes
+            .map(|dim| -> Vec<f64> { (0..dim / 2).map(|j| ROPE_THETA.powf(-2.0 * j as f64 / dim as f64)).collect() });
         let mut angles = Vec::with_capacity(f * h * w * d / 2);
         for i in 0..f * h * w {
             let position = [i / (h * w), i / w % h, i % w];
-            for (p, dim) in position.into_iter().zip(axes) {
-                let angle = |j: usize| p as f64 * ROPE_THETA.powf(-2.0 * j as f64 / dim as f64);
-                angles.extend((0..dim / 2).map(angle));
+            for (p, frequencies) in position.into_iter().zip(&frequencies) {
+                angles.extend(frequencies.iter().map(|f| p as f64 * f));
             }
         }
         angles
