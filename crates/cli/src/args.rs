@@ -30,6 +30,8 @@ pub enum Command {
     CheckJvp(CheckJvpArgs),
     /// Time the network's passes and measure their memory
     Bench(BenchArgs),
+    /// Tell memory, work and time of a sampling or distillation before anything is loaded
+    Plan(crate::commands::plan::PlanArgs),
     /// Print a preset resolved, with the source of each value
     Config(ConfigCommand),
     /// Run a network on tensors from a safetensors file

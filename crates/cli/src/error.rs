@@ -55,6 +55,9 @@ pub enum Error {
     /// The report could not be made.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
+    /// A plan was refused.
+    #[error(transparent)]
+    Plan(#[from] fewstep_plan::Error),
     /// An argument cannot be honoured.
     #[error("{0}")]
     Argument(String),

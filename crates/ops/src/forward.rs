@@ -1,4 +1,4 @@
-use fewstep_tensor::Tensor;
+use fewstep_tensor::{DType, Tensor};
 
 use crate::{Adapter, Mode, Op, ParamId, Params, Result, Segment};
 
@@ -43,8 +43,12 @@ impl Mode for Forward<'_> {
         Dual { primal: t, tangent: None }
     }
 
-    fn primal<'v>(&self, v: &'v Dual) -> &'v Tensor {
-        &v.primal
+    fn shape<'v>(&self, v: &'v Dual) -> &'v [usize] {
+        v.primal.shape()
+    }
+
+    fn dtype(&self, v: &Dual) -> DType {
+        v.primal.dtype()
     }
 
     fn apply(&self, op: impl Op + 'static, inputs: &[&Dual]) -> Result<Dual> {

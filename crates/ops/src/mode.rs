@@ -19,9 +19,6 @@ pub trait Mode {
     /// A value that nothing is differentiated by.
     fn constant(&self, t: Tensor) -> Self::Value;
 
-    /// The primal tensor of a value.
-    fn primal<'v>(&self, v: &'v Self::Value) -> &'v Tensor;
-
     /// Applies an op.
     ///
     /// # Errors
@@ -38,14 +35,10 @@ pub trait Mode {
     fn tap(&self, label: &str, v: &Self::Value);
 
     /// The extents of a value.
-    fn shape<'v>(&self, v: &'v Self::Value) -> &'v [usize] {
-        self.primal(v).shape()
-    }
+    fn shape<'v>(&self, v: &'v Self::Value) -> &'v [usize];
 
     /// The dtype of a value.
-    fn dtype(&self, v: &Self::Value) -> DType {
-        self.primal(v).dtype()
-    }
+    fn dtype(&self, v: &Self::Value) -> DType;
 }
 
 /// A part of a network that can be run again: one transformer block, the head, an embedder.

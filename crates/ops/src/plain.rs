@@ -1,6 +1,6 @@
 use std::cell::RefCell;
 
-use fewstep_tensor::Tensor;
+use fewstep_tensor::{DType, Tensor};
 
 use crate::{Adapter, Mode, Op, Output, ParamId, Params, Result, Segment};
 
@@ -52,8 +52,12 @@ impl Mode for Plain<'_> {
         t
     }
 
-    fn primal<'v>(&self, v: &'v Tensor) -> &'v Tensor {
-        v
+    fn shape<'v>(&self, v: &'v Tensor) -> &'v [usize] {
+        v.shape()
+    }
+
+    fn dtype(&self, v: &Tensor) -> DType {
+        v.dtype()
     }
 
     fn apply(&self, op: impl Op + 'static, inputs: &[&Tensor]) -> Result<Tensor> {

@@ -1,7 +1,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use fewstep_tensor::{Tensor, arith};
+use fewstep_tensor::{DType, Tensor, arith};
 
 use crate::{Adapter, Error, Mode, Op, Output, ParamId, Params, Plain, Result, Saved, Segment};
 
@@ -219,8 +219,12 @@ impl Mode for Reverse<'_> {
         Var { value: t, node: None }
     }
 
-    fn primal<'v>(&self, v: &'v Var) -> &'v Tensor {
-        &v.value
+    fn shape<'v>(&self, v: &'v Var) -> &'v [usize] {
+        v.value.shape()
+    }
+
+    fn dtype(&self, v: &Var) -> DType {
+        v.value.dtype()
     }
 
     fn apply(&self, op: impl Op + 'static, inputs: &[&Var]) -> Result<Var> {

@@ -6,6 +6,7 @@ mod transpose;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
+use crate::cost::{Cost, Meta, Rule};
 use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 use geometry::Extents;
 
@@ -88,9 +89,28 @@ impl Op for CausalConv {
         dispatch_float!(NAME, y_bar.dtype(), T => transpose::vjp::<T>(&e, saved, y_bar, wanted))
     }
 
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        let shapes: Vec<&[usize]> = x.iter().map(|m| m.shape.as_slice()).collect();
+        let e = Extents::new(self, &shapes)?;
+        let frames: Vec<usize> = (2..x.len()).collect();
+        // A product is linear in the kernel and in each frame; a frame's share is that of its slice of the kernel.
+        let product = 2.0 * e.output().iter().product::<usize>() as f64 * (e.i * e.kh * e.kw) as f64;
+        let products = match rule {
+            Rule::Forward => e.frames as f64,
+            Rule::Jvp(moving) => e.frames as f64 * (1.0 + among(moving, &[0])) + among(moving, &frames),
+            Rule::Vjp(wanted) => e.frames as f64 * among(wanted, &[0]) + among(wanted, &frames),
+        };
+        Ok(Cost::new(Meta::new(&e.output(), x[0].dtype), product * products))
+    }
+
     fn memory(&self) -> Memory {
         Memory::inputs_but(1)
     }
+}
+
+/// How many of these inputs are marked.
+fn among(marked: &[bool], inputs: &[usize]) -> f64 {
+    inputs.iter().filter(|&&i| marked.get(i) == Some(&true)).count() as f64
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
+use crate::cost::{self, Cost, Meta, Rule};
 use crate::layer_norm::rows::Rows;
 use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
@@ -53,6 +54,12 @@ impl Op for ChannelNorm {
         }
         let Device::Cpu = y_bar.device();
         dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&rows, saved, y_bar, wanted))
+    }
+
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        let [x, gamma] = cost::inputs(NAME, x)?;
+        Rows::shared(NAME, &x.shape, &gamma.shape)?;
+        Ok(Cost::elementwise(x.clone(), 4.0, rule))
     }
 
     fn memory(&self) -> Memory {

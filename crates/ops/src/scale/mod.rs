@@ -2,6 +2,7 @@
 
 use fewstep_tensor::{Tensor, arith};
 
+use crate::cost::{self, Cost, Meta, Rule};
 use crate::{Dual, Memory, Op, Output, Result, Saved};
 
 /// y = c·x, f64 factor, rounded to the dtype of x.
@@ -32,6 +33,11 @@ impl Op for Scale {
 
     fn vjp(&self, _saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
         Ok(vec![wanted[0].then(|| self.of(y_bar)).transpose()?])
+    }
+
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        let [x] = cost::inputs("scale", x)?;
+        Ok(Cost::elementwise(x.clone(), 1.0, rule))
     }
 
     fn memory(&self) -> Memory {

@@ -4,6 +4,7 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
+use crate::cost::{self, Cost, Meta, Rule};
 use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
 const NAME: &str = "upsample";
@@ -44,6 +45,12 @@ impl Op for Upsample {
         let Device::Cpu = y_bar.device();
         let back = || dispatch_float!(NAME, y_bar.dtype(), T => cpu::gather::<T>(y_bar, [b, h, w, c]));
         Ok(vec![wanted[0].then(back).transpose()?])
+    }
+
+    fn cost(&self, x: &[&Meta], _rule: Rule<'_>) -> Result<Cost> {
+        let [x] = cost::inputs(NAME, x)?;
+        let &[b, h, w, c] = x.shape.as_slice() else { return Err(Error::input(NAME, "[B, H, W, C]", &x.shape)) };
+        Ok(Cost::new(Meta::new(&[b, 2 * h, 2 * w, c], x.dtype), 0.0))
     }
 
     fn memory(&self) -> Memory {
