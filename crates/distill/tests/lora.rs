@@ -1,8 +1,7 @@
 //! Training by low-rank adapters: where it starts, what it differentiates, what it saves.
 
-use std::path::{Path, PathBuf};
-
 use fewstep_diffusion::{Denoiser, Predictor, TrigTime, Wrapper};
+use fewstep_distill::check_jvp::{Precision, check_jvp};
 use fewstep_distill::train::{Lora, Train};
 use fewstep_nn::wan::{Wan, WanConfig};
 use fewstep_ops::{Conditions, Grads, Network, ParamId, Params, Recompute};
@@ -194,4 +193,17 @@ fn a_target_that_names_no_layer_is_refused_with_the_names_that_do() {
     assert!(refused(&|l| l.rank = 0).contains("train.lora.rank"));
     assert!(refused(&|l| l.alpha = f64::NAN).contains("train.lora.alpha"));
     assert!(refused(&|l| l.targets.clear()).contains("train.lora.targets"));
+}
+
+#[test]
+fn beyond_the_budget_tangents_are_checked_in_the_compute_dtype_alone() {
+    let d = denoiser();
+    let (params, i) = (weights(&d, DType::F32), input(DType::F32));
+    let model = Predictor { denoiser: &d, params: &params };
+    let check = |budget| check_jvp(model, &i.x, &i.conditions, Precision { compute: DType::F32, budget }).unwrap();
+    let whole = params.count() * DType::F64.size();
+    let (within, beyond) = (check(whole), check(whole - 1));
+    assert!(within.ok() && beyond.ok(), "{within}{beyond}");
+    assert_eq!((within.rows.len(), beyond.rows.len()), (2 * within.times(), beyond.times()));
+    assert!(beyond.rows.iter().all(|r| r.dtype == DType::F32 && r.against_f64.is_none()));
 }
