@@ -35,7 +35,7 @@ pub fn run(cli: Cli) -> Result<bool> {
         Command::Bench(a) => bench::run(&a).map(|()| false),
         Command::Plan(a) => plan::run(&a).map(|()| false),
         Command::Config(a) => config::run(&a).map(|()| false),
-        Command::Apply(a) => apply::run(&a).map(|()| false),
+        Command::Apply(a) => apply::run(&a),
         Command::TrainClassifier(a) => train_classifier::run(&a).map(|()| false),
         Command::Completions { shell } => {
             let mut script = Vec::new();
