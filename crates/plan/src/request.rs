@@ -81,7 +81,7 @@ impl Latent {
     pub fn of(config: &WanConfig, [width, height]: [usize; 2], frames: usize) -> Result<Self> {
         let coded = config.out_channels == VAE_CHANNELS;
         let (edge, step) = if coded { (VAE_EDGE, VAE_FRAMES) } else { (1, 1) };
-        if frames == 0 || (frames - 1) % step != 0 {
+        if frames == 0 || !(frames - 1).is_multiple_of(step) {
             let below = frames.saturating_sub(1) / step * step + 1;
             let remedy = format!("choose {below} or {}", below + step);
             return Err(Error::request("--frames", format!("{frames} frames are not 1 + {step}·k"), remedy));
