@@ -248,6 +248,10 @@ pub struct ConfigCommand {
 pub enum NetworkArg {
     /// A Wan diffusion transformer
     Wan,
+    /// A umT5 text encoder
+    Umt5,
+    /// A T5 text encoder
+    T5,
 }
 
 /// Precisions that `apply` computes in.
@@ -266,7 +270,8 @@ pub enum DTypeArg {
     after_help = "Tensors read:\n  x [B, C, F, H, W], t [B] in the network's own unit, ctx [B, S, text_dim],\n  \
     clip [B, I, image_dim] and y [B, C', F, H, W] for image to video;\n  \
     dx and dt, the tangents of x and t, for --jvp; loss_w, the cotangent of the output, for --grad.\n\
-    Tensors written:\n  out; jvp; grad_x, grad_t, grad_ctx and grad.NAME for every parameter."
+    Tensors written:\n  out; jvp; grad_x, grad_t, grad_ctx and grad.NAME for every parameter.\n\
+    For umt5 and t5: ids and mask [B, L] are read, out and out_zeroed [B, L, D] written."
 )]
 pub struct ApplyArgs {
     /// Which network

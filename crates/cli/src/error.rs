@@ -115,7 +115,9 @@ impl Error {
             Error::Network(fewstep_nn::Error::NonFinite { .. }) => {
                 Some("use an earlier checkpoint or train again with a lower learning rate")
             }
-            Error::Network(fewstep_nn::Error::Layout { .. }) => Some("give the weights of a Wan network"),
+            Error::Network(fewstep_nn::Error::Layout { network: "wan", .. }) => {
+                Some("give the weights of a Wan network")
+            }
             Error::Distill(fewstep_distill::Error::FolderHoldsRun { .. }) => {
                 Some("--resume goes on with the run in the folder")
             }

@@ -74,7 +74,16 @@ impl Bare {
 /// # Errors
 /// If the weights, an input or the output file refuses.
 pub fn run(args: &ApplyArgs) -> Result<()> {
-    let NetworkArg::Wan = args.network;
+    let output = match args.network {
+        NetworkArg::Wan => wan(args)?,
+        NetworkArg::Umt5 | NetworkArg::T5 => super::apply_text::run(args)?,
+    };
+    output.write(&args.output)?;
+    status!("Wrote", "{}: {} tensors", args.output.display(), output.tensors.len());
+    print(format_args!("{}\n", args.output.display()))
+}
+
+fn wan(args: &ApplyArgs) -> Result<TensorFile> {
     let patch: [usize; 3] =
         args.patch.clone().try_into().map_err(|_| Error::Argument("--patch takes three numbers".into()))?;
     let bare = Bare::read(&args.weights, &args.inputs, args.heads, patch, args.dtype.into())?;
@@ -99,9 +108,7 @@ pub fn run(args: &ApplyArgs) -> Result<()> {
             put(&name, &t);
         }
     }
-    output.write(&args.output)?;
-    status!("Wrote", "{}: {} tensors", args.output.display(), output.tensors.len());
-    print(format_args!("{}\n", args.output.display()))
+    Ok(output)
 }
 
 fn gradients(bare: &Bare) -> Result<Vec<(String, Tensor)>> {

@@ -1,6 +1,7 @@
 //! One command, one module.
 
 mod apply;
+mod apply_text;
 mod bench;
 mod check_jvp;
 mod config;
