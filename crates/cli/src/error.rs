@@ -121,7 +121,9 @@ impl Error {
             Error::Network(fewstep_nn::Error::Layout { network: "wan vae", .. }) => {
                 Some("give the weights of a Wan autoencoder, such as Wan2.1_VAE or the file in the folder vae")
             }
-            Error::Network(fewstep_nn::Error::Layout { .. }) => Some("give the weights of a Wan network"),
+            Error::Network(fewstep_nn::Error::Layout { network: "wan", .. }) => {
+                Some("give the weights of a Wan network")
+            }
             Error::Distill(fewstep_distill::Error::FolderHoldsRun { .. }) => {
                 Some("--resume goes on with the run in the folder")
             }
