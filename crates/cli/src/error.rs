@@ -29,9 +29,12 @@ pub enum Error {
     /// Reading, writing or arithmetic on tensors failed.
     #[error(transparent)]
     Tensor(fewstep_tensor::Error),
-    /// The data set or an image refused.
+    /// The data set refused.
     #[error(transparent)]
     Data(#[from] fewstep_data::DataError),
+    /// An image or a video refused.
+    #[error(transparent)]
+    Media(#[from] fewstep_media::MediaError),
     /// The operating system refused.
     #[error("{}: {source}", path.display())]
     Io {

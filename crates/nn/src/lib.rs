@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+pub mod clip;
 mod error;
 pub mod t5;
 pub mod vae;

@@ -1,6 +1,6 @@
-use super::Frames;
-use crate::clip::CHANNELS;
-use crate::error::{DataError, Result};
+use crate::Frames;
+use crate::error::{MediaError, Result};
+use crate::frames::CHANNELS;
 
 /// Gap between the frames of a sheet and around them, in pixels.
 const GAP: usize = 2;
@@ -10,19 +10,19 @@ const GAP_BYTE: u8 = 64;
 /// Lays clips out as one image: a row for each clip, its frames from left to right.
 ///
 /// # Errors
-/// [`DataError::Shape`] when there are no clips, when they differ in width, height or number of frames, or when the sheet
+/// [`MediaError::Shape`] when there are no clips, when they differ in width, height or number of frames, or when the sheet
 /// would exceed 65,535 pixels on a side.
 pub fn contact_sheet(clips: &[Frames]) -> Result<Frames> {
     let extent = |clip: &Frames| [clip.frames().len(), clip.height(), clip.width()];
     let Some(first) = clips.first() else {
-        return Err(DataError::Shape {
+        return Err(MediaError::Shape {
             what: "clips of a contact sheet",
             expected: "at least 1".to_owned(),
             got: "0".to_owned(),
         });
     };
     if let Some(other) = clips.iter().find(|clip| extent(clip) != extent(first)) {
-        return Err(DataError::Shape {
+        return Err(MediaError::Shape {
             what: "[F, H, W] of the clips of a contact sheet",
             expected: format!("{:?} as the first", extent(first)),
             got: format!("{:?}", extent(other)),

@@ -1,4 +1,4 @@
-use crate::error::{DataError, Result};
+use crate::error::{MediaError, Result};
 
 /// Longest key, in bytes: PNG's limit on a keyword.
 const LONGEST_KEY: usize = 79;
@@ -28,8 +28,8 @@ impl Metadata {
     /// The entries, if an image can hold them.
     ///
     /// # Errors
-    /// [`DataError::Metadata`] for a key that is no PNG keyword or a value with a NUL.
-    pub(super) fn checked(&self) -> Result<&[(String, String)]> {
+    /// [`MediaError::Metadata`] for a key that is no PNG keyword or a value with a NUL.
+    pub(crate) fn checked(&self) -> Result<&[(String, String)]> {
         for (key, value) in &self.0 {
             let spaced = key.trim() != key || key.contains("  ");
             let printable = key.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
@@ -40,7 +40,7 @@ impl Metadata {
             } else {
                 continue;
             };
-            return Err(DataError::Metadata { key: key.clone(), reason });
+            return Err(MediaError::Metadata { key: key.clone(), reason });
         }
         Ok(&self.0)
     }

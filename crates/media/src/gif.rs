@@ -2,9 +2,9 @@ use std::path::Path;
 
 use gif::{Encoder, Extension, Frame, Repeat};
 
-use super::aside::write_file;
-use super::{Frames, Metadata};
+use crate::aside::write_file;
 use crate::error::Result;
+use crate::{Frames, Metadata};
 
 /// NeuQuant's sampling where a frame has more than 256 colours, 1 (best) to 30; the crate's compromise.
 const NEUQUANT_SPEED: i32 = 10;
@@ -17,7 +17,7 @@ impl Frames {
     /// of a frame is rounded to hundredths of a second, at least two.
     ///
     /// # Errors
-    /// [`DataError::Metadata`](crate::DataError::Metadata) for an entry that an image cannot hold.
+    /// [`MediaError::Metadata`](crate::MediaError::Metadata) for an entry that an image cannot hold.
     pub fn to_gif(&self, metadata: &Metadata) -> Result<Vec<u8>> {
         let [width, height] = self.sides();
         let mut bytes = Vec::new();
@@ -41,7 +41,7 @@ impl Frames {
     /// Writes [`Self::to_gif`] to a file, aside and renamed.
     ///
     /// # Errors
-    /// As [`Self::to_gif`], and [`DataError::Write`](crate::DataError::Write).
+    /// As [`Self::to_gif`], and [`MediaError::Write`](crate::MediaError::Write).
     pub fn write_gif(&self, path: impl AsRef<Path>, metadata: &Metadata) -> Result<()> {
         write_file(path.as_ref(), &self.to_gif(metadata)?)
     }

@@ -1,5 +1,7 @@
-use crate::clip::{CHANNELS, Clip};
-use crate::error::{DataError, Result};
+use crate::error::{MediaError, Result};
+
+/// Colour channels of a frame: red, green, blue.
+pub(crate) const CHANNELS: usize = 3;
 
 /// How long a frame is shown unless [`Frames::with_frame_ms`] says otherwise, in milliseconds: a clip of six
 /// frames takes about a second.
@@ -21,9 +23,9 @@ impl Frames {
     /// Takes frames of `height` rows of `width` pixels of three bytes.
     ///
     /// # Errors
-    /// [`DataError::Shape`] when there is no frame, a side is zero or above 65,535, or a frame's size is not that of the sides.
+    /// [`MediaError::Shape`] when there is no frame, a side is zero or above 65,535, or a frame's size is not that of the sides.
     pub fn new(width: usize, height: usize, frames: Vec<Vec<u8>>) -> Result<Self> {
-        let shape = |what, expected: String, got: String| DataError::Shape { what, expected, got };
+        let shape = |what, expected: String, got: String| MediaError::Shape { what, expected, got };
         let side = |what, value: usize| {
             u16::try_from(value)
                 .ok()
@@ -44,13 +46,13 @@ impl Frames {
     /// Converts [C = 3, F, H, W] in [-1, 1] to bytes: round(127.5·(x + 1)), clamped to [0, 255].
     ///
     /// # Errors
-    /// [`DataError::Shape`] when `dims` are not those of `pixels` or not three channels; [`DataError::NonFinite`] for a
+    /// [`MediaError::Shape`] when `dims` are not those of `pixels` or not three channels; [`MediaError::NonFinite`] for a
     /// NaN or an infinity among the pixels.
     pub fn from_pixels(pixels: &[f32], dims: [usize; 4]) -> Result<Self> {
         let [c, f, h, w] = dims;
         let expected = dims.iter().try_fold(1_usize, |n, &dim| n.checked_mul(dim));
         if c != CHANNELS || expected != Some(pixels.len()) {
-            return Err(DataError::Shape {
+            return Err(MediaError::Shape {
                 what: "pixels",
                 expected: format!("[C = {CHANNELS}, F, H, W] and as many pixels"),
                 got: format!("{dims:?} and {} pixels", pixels.len()),
@@ -67,14 +69,6 @@ impl Frames {
             })
             .collect();
         Self::new(w, h, frames)
-    }
-
-    /// The frames of a clip of the data set.
-    ///
-    /// # Errors
-    /// As [`Self::from_pixels`]; none for a clip that the data set drew.
-    pub fn from_clip(clip: &Clip) -> Result<Self> {
-        Self::from_pixels(&clip.pixels, clip.dims())
     }
 
     /// The same frames, each shown for `frame_ms` milliseconds.
@@ -103,18 +97,18 @@ impl Frames {
     }
 
     /// Both sides as the file formats hold them.
-    pub(super) fn sides(&self) -> [u16; 2] {
+    pub(crate) fn sides(&self) -> [u16; 2] {
         [self.width, self.height]
     }
 
     /// The same frames with each pixel as a square of `k` by `k`.
     ///
     /// # Errors
-    /// [`DataError::Shape`] when `k` is zero or a side would be above 65,535 pixels.
+    /// [`MediaError::Shape`] when `k` is zero or a side would be above 65,535 pixels.
     pub fn upscale(&self, k: usize) -> Result<Self> {
         let largest = LARGEST_SIDE / self.width().max(self.height());
         if k == 0 || k > largest {
-            return Err(DataError::Shape {
+            return Err(MediaError::Shape {
                 what: "upscale factor",
                 expected: format!("1 to {largest}"),
                 got: k.to_string(),
@@ -138,7 +132,7 @@ fn byte(x: f32) -> u8 {
 fn all_finite(pixels: &[f32]) -> Result<()> {
     match pixels.iter().position(|x| !x.is_finite()) {
         None => Ok(()),
-        Some(first) => Err(DataError::NonFinite {
+        Some(first) => Err(MediaError::NonFinite {
             count: pixels.iter().filter(|x| !x.is_finite()).count(),
             total: pixels.len(),
             first,

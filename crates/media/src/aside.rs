@@ -6,13 +6,13 @@ use std::path::Path;
 
 use tempfile::Builder;
 
-use crate::error::{DataError, Result};
+use crate::error::{MediaError, Result};
 
 const FILE_REMEDY: &str = "choose a file in an existing folder that you may write to";
 const FOLDER_REMEDY: &str = "choose a folder that is new or empty, in an existing one that you may write to";
 
 /// Writes a file, replacing one of the same name.
-pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let parent = parent(path);
         let mut file = builder(0o666).tempfile_in(parent)?;
@@ -25,7 +25,7 @@ pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Writes a folder of files, in the place of nothing or of an empty folder.
-pub(super) fn write_folder(path: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
+pub(crate) fn write_folder(path: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     let write = || {
         let parent = parent(path);
         let folder = builder(0o777).tempdir_in(parent)?;
@@ -43,8 +43,8 @@ pub(super) fn write_folder(path: &Path, files: &[(String, Vec<u8>)]) -> Result<(
     write().map_err(failed(path, FOLDER_REMEDY))
 }
 
-fn failed(path: &Path, remedy: &'static str) -> impl FnOnce(io::Error) -> DataError {
-    move |source| DataError::Write { path: path.to_owned(), remedy, source }
+fn failed(path: &Path, remedy: &'static str) -> impl FnOnce(io::Error) -> MediaError {
+    move |source| MediaError::Write { path: path.to_owned(), remedy, source }
 }
 
 fn parent(path: &Path) -> &Path {

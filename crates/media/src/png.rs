@@ -4,9 +4,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use png::{BitDepth, ColorType, Encoder};
 
-use super::aside::{write_file, write_folder};
-use super::{Frames, Metadata};
+use crate::aside::{write_file, write_folder};
 use crate::error::Result;
+use crate::{Frames, Metadata};
 
 /// Milliseconds in a second, the denominator of a frame's delay.
 const MS: u16 = 1000;
@@ -16,7 +16,7 @@ impl Frames {
     /// show the first frame.
     ///
     /// # Errors
-    /// [`DataError::Metadata`](crate::DataError::Metadata) for an entry that an image cannot hold.
+    /// [`MediaError::Metadata`](crate::MediaError::Metadata) for an entry that an image cannot hold.
     pub fn to_apng(&self, metadata: &Metadata) -> Result<Vec<u8>> {
         encode(self, self.frames(), metadata)
     }
@@ -24,7 +24,7 @@ impl Frames {
     /// Writes [`Self::to_apng`] to a file, aside and renamed.
     ///
     /// # Errors
-    /// As [`Self::to_apng`], and [`DataError::Write`](crate::DataError::Write).
+    /// As [`Self::to_apng`], and [`MediaError::Write`](crate::MediaError::Write).
     pub fn write_apng(&self, path: impl AsRef<Path>, metadata: &Metadata) -> Result<()> {
         write_file(path.as_ref(), &self.to_apng(metadata)?)
     }
@@ -32,7 +32,7 @@ impl Frames {
     /// [`Self::to_apng`] without metadata as a `data:` address, for the `src` of an image in a self-contained page.
     ///
     /// # Errors
-    /// [`DataError::Png`](crate::DataError::Png) should the encoder refuse.
+    /// [`MediaError::Png`](crate::MediaError::Png) should the encoder refuse.
     pub fn to_data_uri_apng(&self) -> Result<String> {
         let bytes = self.to_apng(&Metadata::new())?;
         Ok(format!("data:image/png;base64,{}", STANDARD.encode(bytes)))
@@ -42,7 +42,7 @@ impl Frames {
     /// folder appears complete or not at all. Returns the files' paths.
     ///
     /// # Errors
-    /// As [`Self::to_apng`], and [`DataError::Write`](crate::DataError::Write), also for a folder that holds anything.
+    /// As [`Self::to_apng`], and [`MediaError::Write`](crate::MediaError::Write), also for a folder that holds anything.
     pub fn write_png_folder(&self, folder: impl AsRef<Path>, metadata: &Metadata) -> Result<Vec<PathBuf>> {
         let folder = folder.as_ref();
         let files = self

@@ -4,11 +4,15 @@ use std::fs;
 use std::io::Cursor;
 
 use base64::Engine;
-use fewstep_data::{Caption, DataError, Digits, Frames, Metadata, Split, contact_sheet};
+use fewstep_media::{Frames, MediaError, Metadata, contact_sheet};
 
 fn clip() -> Frames {
-    let clip = Digits::load().unwrap().clip(Split::Train, 1, 2);
-    Frames::from_clip(&clip).unwrap()
+    // A bright square that moves over black: few colours, and no two frames alike.
+    let frame = |t: usize| -> Vec<u8> {
+        let inside = |i: usize| (i % 16).abs_diff(4 + t) < 3 && (i / 16).abs_diff(7) < 4;
+        (0..256).flat_map(|i| if inside(i) { [230, 40, (8 * t) as u8] } else { [0; 3] }).collect()
+    };
+    Frames::new(16, 16, (0..6).map(frame).collect()).unwrap()
 }
 
 fn note() -> Metadata {
@@ -80,14 +84,14 @@ fn pixels_that_are_not_their_shape_are_refused() {
         [(6, [3, 1, 1, 1]), (4, [1, 4, 1, 1]), (0, [3, 0, 1, 1]), (0, [3, 1, 0, 1]), (3, [3, usize::MAX, 2, 1])]
     {
         let error = Frames::from_pixels(&vec![0.0; n], dims).unwrap_err();
-        assert!(matches!(error, DataError::Shape { .. }), "{dims:?}: {error}");
+        assert!(matches!(error, MediaError::Shape { .. }), "{dims:?}: {error}");
     }
 }
 
 #[test]
 fn pixels_that_are_not_finite_are_counted_not_painted() {
     let error = Frames::from_pixels(&[0.0, f32::NAN, f32::INFINITY], [3, 1, 1, 1]).unwrap_err();
-    assert!(matches!(error, DataError::NonFinite { count: 2, total: 3, first: 1 }));
+    assert!(matches!(error, MediaError::NonFinite { count: 2, total: 3, first: 1 }));
 }
 
 #[test]
@@ -183,7 +187,7 @@ fn metadata_that_no_image_holds_is_refused() {
     for (key, value) in [("", "v"), (&long, "v"), (" k", "v"), ("k  k", "v"), ("clé", "v"), ("k", "\0")] {
         let note = Metadata::new().with(key, value);
         for error in [clip().to_apng(&note).unwrap_err(), clip().to_gif(&note).unwrap_err()] {
-            assert!(matches!(error, DataError::Metadata { .. }), "{key}: {error}");
+            assert!(matches!(error, MediaError::Metadata { .. }), "{key}: {error}");
         }
     }
 }
@@ -279,29 +283,9 @@ fn a_path_that_cannot_be_written_is_named_with_the_remedy() {
         ];
         for error in errors {
             let message = error.to_string();
-            assert!(matches!(error, DataError::Write { .. }), "{message}");
+            assert!(matches!(error, MediaError::Write { .. }), "{message}");
             assert!(message.contains(path.to_str().unwrap()), "{message}");
             assert!(message.contains("; choose a "), "{message}");
         }
-    }
-}
-
-/// Writes a sheet to look at: `FEWSTEP_SHEET=sheet.png cargo test -p fewstep-data --test video -- --ignored`.
-#[test]
-#[ignore = "writes an image for a person to look at"]
-fn a_sheet_for_the_eye() {
-    let path = std::env::var_os("FEWSTEP_SHEET").expect("FEWSTEP_SHEET names the image to write");
-    let digits = Digits::load().unwrap();
-    let captions: Vec<_> = Caption::all().step_by(31).take(16).collect();
-    let clips: Vec<_> = captions
-        .iter()
-        .zip(0..)
-        .map(|(&caption, index)| digits.clip_of(Split::Train, 1, index, caption))
-        .map(|clip| Frames::from_clip(&clip).unwrap().upscale(5).unwrap())
-        .collect();
-    let note = captions.iter().fold(Metadata::new(), |note, text| note.with("prompt", text));
-    contact_sheet(&clips).unwrap().write_apng(path, &note).unwrap();
-    for caption in captions {
-        println!("{caption}");
     }
 }
