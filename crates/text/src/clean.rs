@@ -4,6 +4,8 @@ use plsfix::TextFixerConfig;
 
 /// Longest piece that is searched for wrongly decoded text at a time.
 const PIECE_BYTES: usize = 1 << 16;
+/// What a terminal's escape sequence begins with.
+const ESCAPE: &str = "\u{1b}[";
 
 static FIXES: LazyLock<TextFixerConfig> = LazyLock::new(TextFixerConfig::default);
 
@@ -12,14 +14,30 @@ static FIXES: LazyLock<TextFixerConfig> = LazyLock::new(TextFixerConfig::default
 ///
 /// The fixes are those of the `plsfix` crate, a port of ftfy; where the two differ is in `docs/decisions/0010`.
 pub fn clean(text: &str) -> String {
-    let fixed: String = pieces(text).map(|piece| plsfix::fix_text(piece, Some(&FIXES))).collect();
-    let decoded = htmlize::unescape(htmlize::unescape(fixed)).into_owned();
-    decoded.split(is_space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    let text = without_escapes(text);
+    let fixed: String = pieces(&text).map(|piece| plsfix::fix_text(piece, Some(&FIXES))).collect();
+    unescape(&unescape(&fixed)).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// What Python's regular expressions call white space: Unicode's, and the four separators of ASCII.
-fn is_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+/// HTML entities decoded as Python's `html.unescape` does it.
+fn unescape(text: &str) -> String {
+    // Python decodes references to control characters to nothing. None stand in fixed text otherwise.
+    let control = |c: char| c.is_ascii_control() && !matches!(c, '\t' | '\n' | '\u{c}' | '\r');
+    htmlize::unescape(text).chars().filter(|&c| !control(c)).collect()
+}
+
+/// Terminals' escape sequences taken out, which the port leaves behind without their first character.
+fn without_escapes(text: &str) -> String {
+    let mut parts = text.split(ESCAPE);
+    let mut out = parts.next().unwrap_or("").to_string();
+    for part in parts {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
+        match rest.strip_prefix(|c: char| c.is_ascii_alphabetic()) {
+            Some(after) => out.push_str(after),
+            None => out.extend([ESCAPE, part]),
+        }
+    }
+    out
 }
 
 /// Pieces of bounded length that end at a character's boundary: the port splits long text inside characters, and panics.
