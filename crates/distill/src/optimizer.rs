@@ -231,7 +231,8 @@ impl AdamW {
         if !self.exp_avg.is_empty() {
             tensors.extend(pack("exp_avg.", &self.names, &self.exp_avg)?);
         }
-        Ok(TensorFile { tensors, metadata: [(STEP_KEY.to_string(), self.taken.to_string())].into() })
+        let metadata = [(STEP_KEY.to_string(), self.taken.to_string())].into();
+        Ok(TensorFile { tensors, metadata, ..TensorFile::default() })
     }
 
     /// Takes over an exported state; what follows is bitwise what would have followed the export.

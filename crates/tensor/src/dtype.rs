@@ -54,7 +54,7 @@ impl fmt::Display for Device {
 }
 
 /// An element that CPU storage can hold.
-pub trait Element: Copy + Default + Send + Sync + fmt::Debug + PartialEq + 'static {
+pub trait Element: bytemuck::Pod + Default + Send + Sync + fmt::Debug + PartialEq + 'static {
     /// The dtype of this element.
     const DTYPE: DType;
     /// Widens to f64; exact.

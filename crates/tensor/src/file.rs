@@ -1,14 +1,14 @@
 //! Named tensors on disk: safetensors, memory-mapped for reading, written aside and renamed.
-#![allow(unsafe_code)]
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors, View};
+use tempfile::NamedTempFile;
 
-use crate::{DType, Element, Error, Result, Tensor, bf16};
+use crate::{DType, Error, FileBytes, FileMap, Result, Stored, Tensor};
 
 /// Named tensors with a text header, as a safetensors file holds them.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +17,8 @@ pub struct TensorFile {
     pub tensors: BTreeMap<String, Tensor>,
     /// The header's metadata.
     pub metadata: HashMap<String, String>,
+    /// Tensors that were not read, and why: element types without a counterpart here, such as f8.
+    pub unreadable: BTreeMap<String, String>,
 }
 
 fn bad(path: &Path, reason: impl Into<String>) -> Error {
@@ -28,16 +30,14 @@ fn io(path: &Path, source: std::io::Error) -> Error {
 }
 
 impl TensorFile {
-    /// Reads every tensor of a safetensors file; f16 widens to f32, integers to f64.
+    /// Reads a safetensors file; f16 widens to f32, integers to f64.
+    ///
+    /// The file stays mapped: f32, f64 and bf16 tensors are windows of it, so that only what is used is ever read.
     ///
     /// # Errors
-    /// If the file is missing, truncated or malformed, or holds an element type without an exact counterpart.
+    /// If the file is missing, truncated or malformed.
     pub fn read(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| io(path, e))?;
-        // SAFETY: the map is read-only and private to this function; a file that another process truncates meanwhile
-        // faults, which the documentation of every memory-mapping reader accepts.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| io(path, e))?;
-        Self::parse(&map, path)
+        Self::of_bytes(&FileBytes::Mapped(FileMap::open(path)?), path)
     }
 
     /// Reads every tensor of a safetensors file already in memory; `path` names it in messages.
@@ -45,21 +45,40 @@ impl TensorFile {
     /// # Errors
     /// As [`TensorFile::read`].
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
+        Self::of_bytes(&FileBytes::Memory(bytes), path)
+    }
+
+    fn of_bytes(bytes: &FileBytes, path: &Path) -> Result<Self> {
+        let all = bytes.as_slice();
         let malformed = |e| bad(path, format!("not a complete safetensors file ({e}); fetch or write it again"));
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
-        let views = SafeTensors::deserialize(bytes).map_err(malformed)?;
-        let mut tensors = BTreeMap::new();
-        for (name, view) in views.tensors() {
-            tensors.insert(name.clone(), decode(view.dtype(), view.data(), view.shape(), &name, path)?);
+        let (header_len, header) = SafeTensors::read_metadata(all).map_err(malformed)?;
+        // Eight bytes say how long the header is.
+        let data = header_len + size_of::<u64>();
+        let mut file = TensorFile { metadata: header.metadata().clone().unwrap_or_default(), ..TensorFile::default() };
+        for (name, info) in header.tensors() {
+            let (start, end) = info.data_offsets;
+            match stored(info.dtype) {
+                Some(stored) => {
+                    let tensor = Tensor::from_file_bytes(bytes, data + start..data + end, stored, &info.shape)
+                        .map_err(|e| bad(path, format!("tensor '{name}': {e}; fetch the file again")))?;
+                    file.tensors.insert(name, tensor);
+                }
+                None => {
+                    file.unreadable.insert(name, format!("dtype {:?}; convert it to f32 or bf16", info.dtype));
+                }
+            }
         }
-        Ok(TensorFile { tensors, metadata: header.metadata().clone().unwrap_or_default() })
+        Ok(file)
     }
 
     /// The tensor of a name.
     ///
     /// # Errors
-    /// If there is none; the message names the file's nearest neighbours in alphabetical order.
+    /// If there is none, with the file's nearest neighbours in alphabetical order, or it could not be read.
     pub fn get(&self, name: &str) -> Result<&Tensor> {
+        if let Some(why) = self.unreadable.get(name) {
+            return Err(Error::File { path: format!("tensor '{name}'"), reason: why.clone() });
+        }
         self.tensors.get(name).ok_or_else(|| {
             let near: Vec<_> = self.tensors.range(name.to_string()..).take(3).map(|(k, _)| k.as_str()).collect();
             let reason = format!("no such tensor; the next names in order are {}", near.join(", "));
@@ -67,16 +86,22 @@ impl TensorFile {
         })
     }
 
-    /// Writes aside, flushes to disk and renames.
+    /// Writes aside, flushes to disk and renames. Tensors are written one by one; none is copied as a whole.
     ///
     /// # Errors
-    /// If the folder cannot be written or the disk is full; an older file of the name is then untouched.
+    /// If the folder cannot be written or the disk is full; an older file of the name is then untouched. If a tensor could
+    /// not be read, since the file would then lack it.
     pub fn write(&self, path: &Path) -> Result<()> {
-        write_aside(path, |file| {
-            let views = self.tensors.iter().map(|(k, t)| (k.as_str(), Bytes::of(t)));
+        if let Some((name, why)) = self.unreadable.first_key_value() {
+            return Err(bad(path, format!("tensor '{name}' would be lost: {why}")));
+        }
+        write_aside_at(path, |aside| {
+            let views = self.tensors.iter().map(|(k, t)| (k.as_str(), Bytes(t)));
             let metadata = (!self.metadata.is_empty()).then(|| self.metadata.clone());
-            let bytes = safetensors::serialize(views, metadata).map_err(std::io::Error::other)?;
-            std::io::Write::write_all(file, &bytes)
+            safetensors::serialize_to_file(views, metadata, aside).map_err(|e| match e {
+                safetensors::SafeTensorError::IoError(e) => e,
+                other => std::io::Error::other(other),
+            })
         })
     }
 }
@@ -86,6 +111,15 @@ impl TensorFile {
 /// # Errors
 /// If any of these fails; an older file of the name is then untouched.
 pub fn write_aside(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+    write_temporary(path, |aside| fill(aside.as_file_mut()))
+}
+
+/// As [`write_aside`], for a writer that opens the file itself.
+fn write_aside_at(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
+    write_temporary(path, |aside| fill(aside.path()))
+}
+
+fn write_temporary(path: &Path, fill: impl FnOnce(&mut NamedTempFile) -> std::io::Result<()>) -> Result<()> {
     let folder = match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p.to_path_buf(),
         _ => PathBuf::from("."),
@@ -95,68 +129,55 @@ pub fn write_aside(path: &Path, fill: impl FnOnce(&mut File) -> std::io::Result<
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut aside = builder.tempfile_in(&folder).map_err(|e| io(&folder, e))?;
-    fill(aside.as_file_mut()).map_err(|e| io(path, e))?;
+    fill(&mut aside).map_err(|e| io(path, e))?;
     aside.as_file().sync_all().map_err(|e| io(path, e))?;
     aside.persist(path).map_err(|e| io(path, e.error))?;
     File::open(&folder).and_then(|d| d.sync_all()).map_err(|e| io(&folder, e))
 }
 
-fn decode(dtype: Dtype, data: &[u8], shape: &[usize], name: &str, path: &Path) -> Result<Tensor> {
-    fn cast<T: Element, const N: usize>(data: &[u8], shape: &[usize], f: impl Fn([u8; N]) -> T) -> Tensor {
-        let (chunks, _) = data.as_chunks::<N>();
-        Tensor::cpu_with(shape, |out: &mut [T]| out.iter_mut().zip(chunks).for_each(|(o, &c)| *o = f(c)))
-    }
-    Ok(match dtype {
-        Dtype::F32 => cast(data, shape, f32::from_le_bytes),
-        Dtype::F64 => cast(data, shape, f64::from_le_bytes),
-        Dtype::BF16 => cast(data, shape, bf16::from_le_bytes),
-        Dtype::F16 => cast(data, shape, |b| half::f16::from_le_bytes(b).to_f32()),
-        Dtype::I64 => cast(data, shape, |b| i64::from_le_bytes(b) as f64),
-        Dtype::I32 => cast(data, shape, |b| f64::from(i32::from_le_bytes(b))),
-        Dtype::U8 | Dtype::BOOL => cast(data, shape, |[b]: [u8; 1]| f64::from(b)),
-        other => return Err(bad(path, format!("tensor '{name}' has dtype {other:?}; convert it to f32 or bf16"))),
+/// The element type of a safetensors dtype, if there is one.
+fn stored(dtype: Dtype) -> Option<Stored> {
+    Some(match dtype {
+        Dtype::F32 => Stored::F32,
+        Dtype::F64 => Stored::F64,
+        Dtype::BF16 => Stored::Bf16,
+        Dtype::F16 => Stored::F16,
+        Dtype::I64 => Stored::I64,
+        Dtype::I32 => Stored::I32,
+        Dtype::I16 => Stored::I16,
+        Dtype::I8 => Stored::I8,
+        Dtype::U8 => Stored::U8,
+        Dtype::BOOL => Stored::Bool,
+        _ => return None,
     })
 }
 
-/// A tensor's little-endian bytes, as the writer wants them.
-struct Bytes {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    data: Vec<u8>,
-}
+/// A tensor as the writer wants it.
+struct Bytes<'a>(&'a Tensor);
 
-impl Bytes {
-    fn of(t: &Tensor) -> Self {
-        fn bytes<T: Element, const N: usize>(t: &Tensor, f: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-            t.as_slice::<T>().unwrap_or(&[]).iter().flat_map(|&x| f(x)).collect()
-        }
-        let (dtype, data) = match t.dtype() {
-            DType::F32 => (Dtype::F32, bytes(t, f32::to_le_bytes)),
-            DType::F64 => (Dtype::F64, bytes(t, f64::to_le_bytes)),
-            DType::Bf16 => (Dtype::BF16, bytes(t, bf16::to_le_bytes)),
-        };
-        Bytes { dtype, shape: t.shape().to_vec(), data }
-    }
-}
-
-impl View for Bytes {
+impl View for Bytes<'_> {
     fn dtype(&self) -> Dtype {
-        self.dtype
+        match self.0.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::F64 => Dtype::F64,
+            DType::Bf16 => Dtype::BF16,
+        }
     }
     fn shape(&self) -> &[usize] {
-        &self.shape
+        self.0.shape()
     }
-    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
-        self.data.as_slice().into()
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.0.le_bytes()
     }
     fn data_len(&self) -> usize {
-        self.data.len()
+        self.0.len() * self.0.dtype().size()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16;
 
     fn sample() -> TensorFile {
         let mut f = TensorFile::default();
@@ -196,6 +217,47 @@ mod tests {
                 let _ = TensorFile::parse(&flipped, &path);
             }
         }
+    }
+
+    #[test]
+    fn a_read_tensor_is_a_window_of_the_file_and_writing_to_it_copies_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        sample().write(&path).unwrap();
+        let mut back = TensorFile::read(&path).unwrap();
+        assert!(back.get("a").unwrap().is_mapped() && back.get("b").unwrap().is_mapped());
+        assert!(crate::mapped_bytes() >= std::fs::metadata(&path).unwrap().len() as usize);
+        let t = back.tensors.get_mut("a").unwrap();
+        t.make_mut::<f32>().unwrap()[1] = 7.0;
+        assert!(!t.is_mapped());
+        assert_eq!(t.as_slice::<f32>().unwrap()[..2], [1.5, 7.0]);
+        assert_eq!(TensorFile::read(&path).unwrap().get("a").unwrap().as_slice::<f32>().unwrap()[1], -2.0);
+    }
+
+    #[test]
+    fn a_misaligned_tensor_is_a_copy_of_the_same_elements() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bytes");
+        let bytes: Vec<u8> = [&[9u8][..], &1.5f32.to_le_bytes()].concat();
+        std::fs::write(&path, bytes).unwrap();
+        let map = FileBytes::Mapped(FileMap::open(&path).unwrap());
+        let t = Tensor::from_file_bytes(&map, 1..5, Stored::F32, &[1]).unwrap();
+        assert!(!t.is_mapped());
+        assert_eq!(t.as_slice::<f32>().unwrap(), [1.5]);
+        assert!(Tensor::from_file_bytes(&map, 1..6, Stored::F32, &[1]).is_err());
+        assert!(Tensor::from_file_bytes(&map, 1..5, Stored::F32, &[1, usize::MAX, 2]).is_err());
+    }
+
+    #[test]
+    fn a_tensor_of_a_type_without_counterpart_is_set_aside_by_name() {
+        let header = r#"{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}}"#;
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend([1, 2, 3]);
+        let file = TensorFile::parse(&bytes, Path::new("x")).unwrap();
+        assert_eq!(file.get("b").unwrap().to_vec_f64(), [3.0]);
+        assert!(file.get("a").unwrap_err().to_string().contains("F8_E4M3"));
+        assert!(file.write(Path::new("/tmp/never")).unwrap_err().to_string().contains("'a'"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::{LazyLock, Mutex};
 use half::bf16;
 
 use crate::dtype::Element;
+use crate::map::Window;
 
 /// Buffers below this many bytes are left to the system allocator, which does not give them back.
 const SHELF_MIN_BYTES: usize = 64 * 1024;
@@ -43,7 +44,7 @@ pub fn keep_freed_memory() {
 type Shelf = HashMap<(TypeId, usize), Vec<Box<dyn Any + Send>>>;
 static SHELF: LazyLock<Mutex<Shelf>> = LazyLock::new(Default::default);
 
-/// Bytes of tensor memory in use now, and the most since the last [`reset_peak`].
+/// Bytes of private tensor memory in use now (mapped files aside), and the most since the last [`reset_peak`].
 pub fn memory() -> (usize, usize) {
     (LIVE.load(Ordering::Relaxed), PEAK.load(Ordering::Relaxed))
 }
@@ -53,9 +54,15 @@ pub fn reset_peak() {
     PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
 }
 
-/// A buffer of host memory that is recycled when dropped.
+/// A buffer of host memory that is recycled when dropped, or a window of a mapped file that is copied when written.
 #[derive(Debug)]
-pub struct Buffer<T: Element>(Vec<T>);
+pub struct Buffer<T: Element>(Memory<T>);
+
+#[derive(Debug)]
+enum Memory<T> {
+    Owned(Vec<T>),
+    Mapped(Window),
+}
 
 impl<T: Element> Buffer<T> {
     /// A buffer whose contents are unspecified (initialised, but stale).
@@ -65,39 +72,65 @@ impl<T: Element> Buffer<T> {
         if bytes >= SHELF_MIN_BYTES
             && let Some(v) = take_from_shelf::<T>(len)
         {
-            return Buffer(v);
+            return Buffer(Memory::Owned(v));
         }
-        Buffer(vec![T::default(); len])
+        Buffer(Memory::Owned(vec![T::default(); len]))
     }
 
     /// A buffer that takes over a vector.
     pub fn from_vec(v: Vec<T>) -> Self {
         track_alloc(v.len() * size_of::<T>());
-        Buffer(v)
+        Buffer(Memory::Owned(v))
+    }
+
+    pub(crate) fn mapped(window: Window) -> Self {
+        Buffer(Memory::Mapped(window))
+    }
+
+    /// Whether the elements are those of a mapped file.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.0, Memory::Mapped(_))
     }
 
     /// The elements.
     pub fn as_slice(&self) -> &[T] {
-        &self.0
+        match &self.0 {
+            Memory::Owned(v) => v,
+            Memory::Mapped(window) => window.elements(),
+        }
     }
 
-    /// The elements, to write.
+    /// The elements, to write; copied first where they are those of a mapped file.
     pub fn as_mut_slice(&mut self) -> &mut [T] {
-        &mut self.0
+        if self.is_mapped() {
+            *self = Self::copy_of(self.as_slice());
+        }
+        match &mut self.0 {
+            Memory::Owned(v) => v,
+            Memory::Mapped(_) => &mut [],
+        }
+    }
+
+    fn copy_of(elements: &[T]) -> Self {
+        let mut copy = Self::scratch(elements.len());
+        copy.as_mut_slice().copy_from_slice(elements);
+        copy
     }
 }
 
 impl<T: Element> Clone for Buffer<T> {
     fn clone(&self) -> Self {
-        let mut b = Self::scratch(self.0.len());
-        b.0.copy_from_slice(&self.0);
-        b
+        match &self.0 {
+            Memory::Owned(v) => Self::copy_of(v),
+            Memory::Mapped(window) => Self::mapped(window.clone()),
+        }
     }
 }
 
 impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
-        let bytes = self.0.len() * size_of::<T>();
+        let Memory::Owned(v) = &mut self.0 else { return };
+        let bytes = v.len() * size_of::<T>();
         LIVE.fetch_sub(bytes, Ordering::Relaxed);
         if bytes < SHELF_MIN_BYTES {
             return;
@@ -110,8 +143,8 @@ impl<T: Element> Drop for Buffer<T> {
         // A poisoned shelf only means that a thread panicked: the buffer then goes to the system allocator.
         if let Ok(mut shelf) = SHELF.lock() {
             SHELVED.fetch_add(bytes, Ordering::Relaxed);
-            let key = (TypeId::of::<T>(), self.0.len());
-            shelf.entry(key).or_default().push(Box::new(std::mem::take(&mut self.0)));
+            let key = (TypeId::of::<T>(), v.len());
+            shelf.entry(key).or_default().push(Box::new(std::mem::take(v)));
         }
     }
 }

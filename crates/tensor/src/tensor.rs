@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
@@ -5,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::dtype::{DType, Device, Element};
 use crate::error::{Error, Result};
+use crate::map::{FileMap, Window};
 use crate::storage::{Buffer, CpuStorage, Storage};
 
 /// Elementwise work below this many elements stays on the calling thread: waking the pool costs more.
@@ -55,6 +57,21 @@ impl Tensor {
     fn from_buffer<T: Element>(buffer: Buffer<T>, shape: &[usize]) -> Self {
         let storage = Arc::new(Storage::Cpu(T::store(buffer)));
         Tensor { storage, dtype: T::DTYPE, shape: shape.to_vec(), offset: 0 }
+    }
+
+    /// A window of a mapped file, if its bytes can be read as elements where they are.
+    pub(crate) fn window<T: Element>(map: &Arc<FileMap>, range: Range<usize>, shape: &[usize]) -> Option<Self> {
+        Some(Self::from_buffer::<T>(Buffer::mapped(Window::new::<T>(map, range)?), shape))
+    }
+
+    /// Whether the elements are those of a mapped file: no private memory, and read when they are touched.
+    pub fn is_mapped(&self) -> bool {
+        let Storage::Cpu(storage) = &*self.storage;
+        match storage {
+            CpuStorage::F32(b) => b.is_mapped(),
+            CpuStorage::F64(b) => b.is_mapped(),
+            CpuStorage::Bf16(b) => b.is_mapped(),
+        }
     }
 
     /// A host tensor whose elements `fill` writes, every one of them (the slice arrives with stale contents).

@@ -15,6 +15,7 @@ fn checkpoint(iteration: u64) -> Checkpoint {
     let file = |x: f32| TensorFile {
         tensors: [("w".to_string(), tensor(x))].into(),
         metadata: [("step".to_string(), iteration.to_string())].into(),
+        ..TensorFile::default()
     };
     Checkpoint {
         iteration,
