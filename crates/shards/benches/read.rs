@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use divan::Bencher;
 use divan::counter::BytesCount;
@@ -18,13 +18,13 @@ const EMBED: [usize; 2] = [512, 4096];
 
 static SAMPLES: LazyLock<u64> =
     LazyLock::new(|| std::env::var("FEWSTEP_BENCH_SAMPLES").ok().and_then(|n| n.parse().ok()).unwrap_or(64));
-static TORCH: LazyLock<TempDir> = LazyLock::new(|| set(Encoding::Torch));
-static SAFETENSORS: LazyLock<TempDir> = LazyLock::new(|| set(Encoding::Safetensors));
+static TORCH: OnceLock<TempDir> = OnceLock::new();
+static SAFETENSORS: OnceLock<TempDir> = OnceLock::new();
 
 fn main() {
     divan::main();
     // Statics are never dropped: the folders go by hand.
-    for folder in [LazyLock::get(&TORCH), LazyLock::get(&SAFETENSORS)].into_iter().flatten() {
+    for folder in [TORCH.get(), SAFETENSORS.get()].into_iter().flatten() {
         let _ = std::fs::remove_dir_all(folder.path());
     }
 }
@@ -40,8 +40,8 @@ fn set(encoding: Encoding) -> TempDir {
 
 fn folder(encoding: Encoding) -> &'static Path {
     match encoding {
-        Encoding::Torch => TORCH.path(),
-        Encoding::Safetensors => SAFETENSORS.path(),
+        Encoding::Torch => TORCH.get_or_init(|| set(encoding)).path(),
+        Encoding::Safetensors => SAFETENSORS.get_or_init(|| set(encoding)).path(),
     }
 }
 

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::codec::{Encoding, count_non_finite};
 use crate::digest::sha256_file;
 use crate::index::scan_file;
-use crate::layout::{Part, SHARD_SIZE, member_name, sample_key, shard_name, shard_number};
+use crate::layout::{Part, SHARD_SIZE, member_name, sample_key, shard_name};
 use crate::lock::lock;
 use crate::manifest::{Manifest, ShardRecord};
 use crate::reader::{PROMPT_MAX, read_entry, shard_files};
@@ -237,7 +237,7 @@ impl<'a> Set<'a> {
         if sample.prompt.len() as u64 > PROMPT_MAX {
             return Err(bad(format!("a prompt of {} bytes, at most {PROMPT_MAX} fit", sample.prompt.len())));
         }
-        let mut fixed = self.manifest.latent.is_none();
+        let first = self.manifest.latent.is_none();
         for (what, tensor, shape) in
             [("latent", &sample.latent, &mut self.manifest.latent), ("embed", &sample.embed, &mut self.manifest.embed)]
         {
@@ -257,7 +257,8 @@ impl<'a> Set<'a> {
             append(&mut out, &member_name(&key, part, self.plan.encoding), &bytes)?;
         }
         append(&mut out, &member_name(&key, Part::Prompt, self.plan.encoding), sample.prompt.as_bytes())?;
-        if std::mem::take(&mut fixed) {
+        // Before the sample itself: on a restart it is held to these shapes.
+        if first {
             self.manifest.write(self.folder).map_err(|e| full(e, index))?;
         }
         Ok(out)
@@ -292,7 +293,6 @@ impl Unfinished {
     /// Opens the file aside and cuts it after its last whole sample.
     fn resume(set: &Set, number: u64, samples: u64) -> Result<Self> {
         let path = set.folder.join(format!(".{}.part", shard_name(number)));
-        debug_assert_eq!(shard_number(&shard_name(number)), Some(number));
         let mut options = OpenOptions::new();
         let opened = options.read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = opened.map_err(Error::io(&path))?;

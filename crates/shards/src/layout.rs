@@ -49,12 +49,6 @@ pub fn shard_name(i: u64) -> String {
     format!("shard_{i:06}.tar")
 }
 
-/// The number of a shard by its file name, if it is just the name that [`shard_name`] gives.
-pub fn shard_number(name: &str) -> Option<u64> {
-    let i = name.strip_prefix("shard_")?.strip_suffix(".tar")?.parse().ok()?;
-    (name == shard_name(i)).then_some(i)
-}
-
 /// The key of sample `i`.
 pub fn sample_key(i: u64) -> String {
     format!("{i:09}")
@@ -118,8 +112,7 @@ mod tests {
                 assert!(part == Part::Prompt || read.encoding == encoding);
             }
         }
-        assert_eq!(shard_number(&shard_name(1_234_567)), Some(1_234_567));
-        assert_eq!(shard_number("shard_1.tar"), None);
+        assert_eq!((shard_name(7), shard_name(1_234_567)), ("shard_000007.tar".into(), "shard_1234567.tar".into()));
     }
 
     #[test]

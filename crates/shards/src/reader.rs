@@ -129,7 +129,7 @@ impl ShardReader {
         Self::open_files(&shard_files(path)?, options)
     }
 
-    /// Opens a list of tars, in the order given.
+    /// Opens a list of tars, in the order given; one that is given twice counts once.
     ///
     /// # Errors
     /// As [`ShardReader::open`].

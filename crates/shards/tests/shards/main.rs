@@ -3,6 +3,7 @@
 mod building;
 mod crash;
 mod hostile;
+mod published;
 mod read;
 mod verifying;
 
