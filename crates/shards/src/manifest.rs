@@ -63,8 +63,9 @@ impl Manifest {
     /// If it cannot be read, is damaged, or is of another version.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = Self::path(folder);
-        let damaged = |reason: String| {
-            Error::Archive { path: path.clone(), reason: format!("{reason}; restore the file, or move it away to start the set again") }
+        let damaged = |reason: String| Error::Archive {
+            path: path.clone(),
+            reason: format!("{reason}; restore the file, or move it away to start the set again"),
         };
         match std::fs::metadata(&path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),

@@ -39,9 +39,9 @@ pub fn decode_tensor(bytes: &[u8]) -> Result<Tensor> {
     let size = count.and_then(|n| n.checked_mul(element)).ok_or_else(|| bad("its shape overflows"))?;
     let start = header.offset.checked_mul(element).ok_or_else(|| bad("its offset overflows"))?;
     let end = start.checked_add(size).filter(|&end| end <= data.len());
-    let data = end.map(|end| &data[start..end]).ok_or_else(|| {
-        bad(format!("shape {:?} needs {size} bytes, its storage has {}", header.shape, data.len()))
-    })?;
+    let data = end
+        .map(|end| &data[start..end])
+        .ok_or_else(|| bad(format!("shape {:?} needs {size} bytes, its storage has {}", header.shape, data.len())))?;
     if !is_contiguous(&header.shape, &header.strides) {
         return Err(bad("it is not contiguous: save x.contiguous()"));
     }

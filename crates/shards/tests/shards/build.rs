@@ -17,7 +17,8 @@ fn a_set_has_the_published_names_in_the_published_order() {
     assert_eq!(names, ["dataset.json", "shard_000000.tar", "shard_000001.tar", "shard_000002.tar"]);
     let tar = std::fs::File::open(dir.path().join("shard_000002.tar")).unwrap();
     let mut archive = tar::Archive::new(tar);
-    let members: Vec<_> = archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
+    let members: Vec<_> =
+        archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
     let want = ["000000008", "000000009"].map(|k| ["latent.pt", "embed.pt", "prompt.txt"].map(|e| format!("{k}.{e}")));
     assert_eq!(members, want.concat());
 }
@@ -125,9 +126,11 @@ fn a_folder_with_the_shards_of_others_is_refused() {
 #[test]
 fn samples_that_are_not_finite_or_of_another_shape_or_fail_are_errors_that_keep_the_others() {
     let dir = tempfile::tempdir().unwrap();
-    let (nan, wide) = (Tensor::full(&EMBED, f64::NAN, DType::F32, Device::Cpu), Tensor::zeros(&[7, 8], DType::Bf16, Device::Cpu));
+    let (nan, wide) =
+        (Tensor::full(&EMBED, f64::NAN, DType::F32, Device::Cpu), Tensor::zeros(&[7, 8], DType::Bf16, Device::Cpu));
     for (embed, what) in [(nan, "48 elements of its embed are NaN"), (wide, "embed of shape [7, 8]")] {
-        let bad = |i| Ok::<_, Infallible>(if i == 2 { Sample { embed: embed.clone(), ..sample(i) } } else { sample(i) });
+        let bad =
+            |i| Ok::<_, Infallible>(if i == 2 { Sample { embed: embed.clone(), ..sample(i) } } else { sample(i) });
         let e = build(dir.path(), &plan(4, 4), bad, || false, |_| {}).unwrap_err().to_string();
         assert!(e.contains("sample '000000002'") && e.contains(what), "{e}");
     }

@@ -75,7 +75,9 @@ fn a_reader_to_kill() {
     let mut out = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
     out.set_len(whole.len() as u64).unwrap();
     let position = whole.lines().count() as u64;
-    let reader = Arc::new(ShardReader::open(&folder.join("set"), ReadOptions { seed: 5, window: 2, ..Default::default() }).unwrap());
+    let reader = Arc::new(
+        ShardReader::open(&folder.join("set"), ReadOptions { seed: 5, window: 2, ..Default::default() }).unwrap(),
+    );
     let end = EPOCHS_READ * reader.len() as u64;
     let mut ahead = Prefetcher::new(reader, position, 4).unwrap();
     for p in position..end {

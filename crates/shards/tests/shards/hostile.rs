@@ -95,10 +95,10 @@ fn a_part_that_comes_twice_is_refused() {
 #[test]
 fn a_pickle_that_names_code_is_refused_with_its_opcode_and_never_run() {
     let mut bytes = Encoding::Torch.encode(&sample(0).latent, "").unwrap();
-    let at = bytes.windows(24).position(|w| w == b"torch._utils\n_rebuild_ten").map_or_else(
-        || bytes.windows(12).position(|w| w == b"torch._utils").unwrap(),
-        |i| i,
-    );
+    let at = bytes
+        .windows(24)
+        .position(|w| w == b"torch._utils\n_rebuild_ten")
+        .map_or_else(|| bytes.windows(12).position(|w| w == b"torch._utils").unwrap(), |i| i);
     bytes[at..at + 12].copy_from_slice(b"posixposixpo");
     let e = Encoding::Torch.decode(&bytes).unwrap_err().to_string();
     assert!(e.contains("GLOBAL") && e.contains("posixposixpo"), "{e}");
@@ -181,7 +181,8 @@ fn mutated_sets_are_read_and_verified_without_a_panic() {
         mend(&mut bytes);
         std::fs::write(&path, bytes).unwrap();
         let report = verify(&path, &Expected::default(), &|_| {}).unwrap();
-        let options = ReadOptions { incomplete: Incomplete::LeaveOut, cache: IndexCache::Off, ..ReadOptions::default() };
+        let options =
+            ReadOptions { incomplete: Incomplete::LeaveOut, cache: IndexCache::Off, ..ReadOptions::default() };
         if let Ok(reader) = ShardReader::open(&path, options) {
             let read = (0..reader.len()).filter(|&i| reader.in_order(i).is_ok()).count();
             assert!(read as u64 >= report.samples, "case {case}: what verifies can be read");
