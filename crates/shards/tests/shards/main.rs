@@ -1,10 +1,10 @@
 //! The crate from outside: building, crashing, verifying, reading.
 
-mod build;
+mod building;
 mod crash;
 mod hostile;
 mod read;
-mod verify;
+mod verifying;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -43,7 +43,7 @@ fn a_build_that_is_stopped_again_and_again_is_the_uninterrupted_one_bit_for_bit(
         }
     }
     assert!(asked.iter().copied().eq(0..11), "no sample is asked for twice: {asked:?}");
-    assert_eq!(files(stopped.path()), files(straight.path()));
+    assert!(files(stopped.path()) == files(straight.path()));
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn a_shard_renamed_just_before_a_crash_is_taken_into_the_manifest() {
     build(other.path(), &plan(4, 2), source, stop, |_| {}).unwrap();
     std::fs::copy(other.path().join("dataset.json"), dir.path().join("dataset.json")).unwrap();
     whole(dir.path(), 4, 2, Encoding::Torch);
-    assert_eq!(files(dir.path()), want);
+    assert!(files(dir.path()) == want);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_removed_shard_is_made_again_and_a_shortened_one_is_refused() {
     assert!(e.contains("shard_000001.tar") && e.contains("remove it"), "{e}");
     std::fs::remove_file(&path).unwrap();
     whole(dir.path(), 6, 2, Encoding::Torch);
-    assert_eq!(files(dir.path()), want);
+    assert!(files(dir.path()) == want);
 }
 
 #[test]
