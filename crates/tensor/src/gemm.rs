@@ -7,6 +7,7 @@ use gemm_common::Parallelism;
 use rayon::prelude::*;
 
 use crate::math::Real;
+use crate::{Buffer, bf16};
 
 /// Products with fewer multiply-adds than this stay on the calling thread.
 const PARALLEL_MIN_WORK: usize = 64 * 64 * 64;
@@ -14,6 +15,9 @@ const PARALLEL_MIN_WORK: usize = 64 * 64 * 64;
 const SKINNY_ROWS: usize = 8;
 /// Columns of one piece of a skinny product.
 const SKINNY_COLS: usize = 256;
+
+/// Columns of B that [`gemm_bf16`] widens at a time, at most.
+const PANEL_COLS: usize = 1024;
 
 /// A matrix to read: any strides, inside a slice.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +109,57 @@ pub fn gemm<T: Real>(c: MatMut<T>, accumulate: bool, alpha: T, a: Mat<T>, b: Mat
     } else {
         let n = rayon::current_num_threads();
         product(c, accumulate, alpha, a, b, Parallelism::Rayon(n));
+    }
+}
+
+/// As [`gemm`] with B in bf16, widened in panels of its columns into scratch: the same bits as of B widened beforehand.
+///
+/// # Panics
+/// As [`gemm`].
+pub fn gemm_bf16<T: Real>(c: MatMut<T>, accumulate: bool, alpha: T, a: Mat<T>, b: Mat<bf16>, threads: Threads) {
+    // A sum over k is formed alike in every panel, as long as panels are neither so few columns wide that the
+    // micro-kernels take another path (hence panels of about equal width), nor cut the pieces of a skinny product.
+    let few = c.rows <= SKINNY_ROWS;
+    let panels = c.cols.div_ceil(PANEL_COLS).max(1);
+    let width = if few { PANEL_COLS } else { c.cols.div_ceil(panels).next_multiple_of(16) };
+    let small = c.rows * c.cols * a.cols < PARALLEL_MIN_WORK;
+    let width = if small || threads == Threads::Single { c.cols.max(1) } else { width };
+    let MatMut { data, rows, cols, row_stride } = c;
+    for start in (0..cols).step_by(width) {
+        let n = width.min(cols - start);
+        let scratch = widened::<T>(b.columns(start, n));
+        let panel = Mat { data: scratch.as_slice(), ..packed(&b, n) };
+        let out = MatMut { data: &mut data[start..], rows, cols: n, row_stride };
+        let alone = small || threads == Threads::Single;
+        match (alone, few) {
+            (true, _) => product(out, accumulate, alpha, a, panel, Parallelism::None),
+            (false, true) => skinny(out, accumulate, alpha, a, panel),
+            (false, false) => {
+                product(out, accumulate, alpha, a, panel, Parallelism::Rayon(rayon::current_num_threads()))
+            }
+        }
+    }
+}
+
+/// A matrix's elements widened, its shorter stride kept at 1 and the other packed.
+fn widened<T: Real>(m: Mat<bf16>) -> Buffer<T> {
+    let (lines, len, stride) = match m.row_stride == 1 && m.cols > 0 {
+        true => (m.cols, m.rows, m.col_stride),
+        false => (m.rows, m.cols, m.row_stride),
+    };
+    let mut scratch = Buffer::scratch(lines * len);
+    scratch.as_mut_slice().par_chunks_mut(len.max(1)).enumerate().for_each(|(i, line)| {
+        let source = &m.data[i * stride..][..len];
+        line.iter_mut().zip(source).for_each(|(w, &n)| *w = T::from_f64(n.to_f64()));
+    });
+    scratch
+}
+
+/// How [`widened`] lays out `cols` columns of a matrix.
+fn packed<T>(m: &Mat<bf16>, cols: usize) -> Mat<'static, T> {
+    match m.row_stride == 1 && cols > 0 {
+        true => Mat { data: &[], rows: m.rows, cols, row_stride: 1, col_stride: m.rows },
+        false => Mat { data: &[], rows: m.rows, cols, row_stride: cols, col_stride: 1 },
     }
 }
 

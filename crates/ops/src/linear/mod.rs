@@ -8,7 +8,8 @@ use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
 /// y = x·Wᵀ (+ b): x `[..., I]`, W `[O, I]`, b `[O]` → y `[..., O]`. Accumulates in the compute type.
 ///
-/// Inputs: x, W and, with `bias`, b.
+/// Inputs: x, W and, with `bias`, b. W may be bf16 beside f32 or f64 (weights kept as stored): it is widened in panels as it
+/// is used, with the same result bit for bit as widened beforehand; its cotangent is in the compute type.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
     /// Whether there is a bias.
@@ -122,6 +123,29 @@ mod tests {
             let i = *x.last().unwrap();
             suite::check(&Linear { bias: true }, &[&x, &[o, i], &[o]], seed as u64).unwrap();
             suite::check(&Linear { bias: false }, &[&x, &[o, i]], seed as u64).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_weight_in_bf16_gives_the_bits_of_the_widened_one_in_every_rule() {
+        use fewstep_tensor::DType;
+        for (rows, i, o) in
+            [(1, 70, 300), (5, 64, 2100), (8, 300, 1025), (9, 130, 2049), (70, 65, 1030), (65, 1100, 33), (3, 4, 5)]
+        {
+            let drawn = suite::draw(rows as u64, 0, &[&[rows, i], &[o, i], &[o], &[rows, i], &[rows, o]]).unwrap();
+            for dtype in [DType::F32, DType::F64] {
+                let t: Vec<Tensor> = drawn.iter().map(|t| t.to_dtype(dtype)).collect();
+                let narrow = t[1].to_dtype(DType::Bf16);
+                let rules = |w: &Tensor| {
+                    let (op, x) = (Linear { bias: true }, [&t[0], w, &t[2]]);
+                    let dual = op.jvp(&x, &[Some(&t[3]), None, None]).unwrap();
+                    let saved = Saved::of(&op, &x, &op.forward(&x).unwrap());
+                    let mut all = vec![dual.primal, dual.tangent.unwrap()];
+                    all.extend(op.vjp(&saved, &t[4], &[true; 3]).unwrap().into_iter().flatten());
+                    all.iter().map(|t| t.le_bytes().to_vec()).collect::<Vec<_>>()
+                };
+                assert!(rules(&narrow) == rules(&narrow.to_dtype(dtype)), "{rows}x{i}x{o} {dtype}");
+            }
         }
     }
 
