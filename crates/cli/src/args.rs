@@ -30,6 +30,8 @@ pub enum Command {
     CheckJvp(CheckJvpArgs),
     /// Time the network's passes and measure their memory
     Bench(BenchArgs),
+    /// Tell memory, work and time of a sampling or distillation before anything is loaded
+    Plan(crate::commands::plan::PlanArgs),
     /// Print a preset resolved, with the source of each value
     Config(ConfigCommand),
     /// Run a network on tensors from a safetensors file
@@ -248,6 +250,10 @@ pub struct ConfigCommand {
 pub enum NetworkArg {
     /// A Wan diffusion transformer
     Wan,
+    /// The encoder of the Wan autoencoder
+    VaeEncode,
+    /// Its decoder
+    VaeDecode,
 }
 
 /// Precisions that `apply` computes in.
@@ -263,10 +269,12 @@ pub enum DTypeArg {
 /// Arguments of `apply`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Tensors read:\n  x [B, C, F, H, W], t [B] in the network's own unit, ctx [B, S, text_dim],\n  \
+    after_help = "Tensors read by wan:\n  x [B, C, F, H, W], t [B] in the network's own unit, ctx [B, S, text_dim],\n  \
     clip [B, I, image_dim] and y [B, C', F, H, W] for image to video;\n  \
     dx and dt, the tangents of x and t, for --jvp; loss_w, the cotangent of the output, for --grad.\n\
-    Tensors written:\n  out; jvp; grad_x, grad_t, grad_ctx and grad.NAME for every parameter."
+    Tensors written:\n  out; jvp; grad_x, grad_t, grad_ctx and grad.NAME for every parameter.\n\
+    vae-encode: video [B, 3, 1 + 4k, H, W] in [-1, 1] gives enc_video [B, 16, 1 + k, H/8, W/8], normalised; image gives enc_image.\n\
+    vae-decode: z [B, 16, 1 + k, h, w] gives dec_video [B, 3, 1 + 4k, 8h, 8w], not clamped; z1 gives dec_image."
 )]
 pub struct ApplyArgs {
     /// Which network
@@ -293,6 +301,9 @@ pub struct ApplyArgs {
     /// Attention heads, if not 128 wide
     #[arg(long)]
     pub heads: Option<usize>,
+    /// Megabytes for the autoencoder's activations; larger frames are cut into tiles [default: 3000]
+    #[arg(long, value_name = "MB")]
+    pub budget_mb: Option<usize>,
     /// Patch extents (frames, height, width)
     #[arg(long, num_args = 3, default_values_t = [1, 2, 2], value_names = ["F", "H", "W"])]
     pub patch: Vec<usize>,

@@ -55,6 +55,9 @@ pub enum Error {
     /// The report could not be made.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
+    /// A plan was refused.
+    #[error(transparent)]
+    Plan(#[from] fewstep_plan::Error),
     /// An argument cannot be honoured.
     #[error("{0}")]
     Argument(String),
@@ -114,6 +117,9 @@ impl Error {
             }
             Error::Network(fewstep_nn::Error::NonFinite { .. }) => {
                 Some("use an earlier checkpoint or train again with a lower learning rate")
+            }
+            Error::Network(fewstep_nn::Error::Layout { network: "wan vae", .. }) => {
+                Some("give the weights of a Wan autoencoder, such as Wan2.1_VAE or the file in the folder vae")
             }
             Error::Network(fewstep_nn::Error::Layout { .. }) => Some("give the weights of a Wan network"),
             Error::Distill(fewstep_distill::Error::FolderHoldsRun { .. }) => {

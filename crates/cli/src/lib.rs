@@ -21,4 +21,5 @@ pub mod interrupt;
 pub mod model;
 pub mod report;
 pub mod settings;
+pub mod source;
 pub mod terminal;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fewstep_diffusion::{Denoiser, Predictor, Wrapper};
+use fewstep_diffusion::{Denoiser, Guidance, Predictor, Sampler, Shift, Sigma, Wrapper};
 use fewstep_distill::digest;
 use fewstep_distill::distiller::TeacherReference;
 use fewstep_nn::wan::{Wan, WanConfig, WanLayout};
@@ -19,6 +19,8 @@ use crate::settings::{StudentSampling, TeacherSampling};
 const DESCRIPTION_KEY: &str = "fewstep";
 /// How a model inside the program is named.
 const BUILTIN: &str = "builtin:";
+/// Patch extents of every published Wan.
+const PATCH: [usize; 3] = [1, 2, 2];
 /// What to do about a file that is no model.
 const WRITTEN: &str = "use a model.safetensors that teach or distill wrote";
 
@@ -59,14 +61,36 @@ impl Model {
     /// # Errors
     /// If it cannot be read, does not describe itself, or its weights are not those of its network.
     pub fn load(source: &str, dtype: DType) -> Result<Self> {
-        let path = PathBuf::from(source);
-        let (file, sha256) = match source.strip_prefix(BUILTIN) {
-            Some(name) => {
-                let bytes = builtin(name)?;
-                (TensorFile::parse(bytes, &path)?, digest::sha256(bytes))
-            }
-            None => (TensorFile::read(&path).map_err(unreadable)?, digest::sha256_file(&path)?),
+        let (file, sha256) = read(source)?;
+        Self::described(source, (&file, sha256), dtype)
+    }
+
+    /// Reads a teacher: a model file, or bare weights in any published layout, which show their extents themselves but for
+    /// the heads (128 wide if not given).
+    ///
+    /// # Errors
+    /// As [`Model::load`], or if the extents do not show.
+    pub fn load_teacher(source: &str, heads: Option<usize>, dtype: DType) -> Result<Self> {
+        let (file, sha256) = read(source)?;
+        if file.metadata.contains_key(DESCRIPTION_KEY) {
+            return Self::described(source, (&file, sha256), dtype);
+        }
+        let wan = Wan::new(WanConfig::of_weights(&file, heads, PATCH)?)?;
+        let params = wan.load_from(&file, &PathBuf::from(source), dtype)?;
+        let reference = TeacherReference { path: source.into(), sha256 };
+        let sampling = TeacherSampling {
+            sampler: Sampler::UniPc,
+            steps: 50,
+            shift: Shift::new(5.0)?,
+            sigma_max: Sigma::new(5000.0)?,
+            guidance: Guidance::new(5.0)?,
         };
+        let denoiser = Denoiser::new(wan, Wrapper::Rf1000);
+        Ok(Model { denoiser, params, role: Role::Teacher(sampling), reference })
+    }
+
+    fn described(source: &str, (file, sha256): (&TensorFile, String), dtype: DType) -> Result<Self> {
+        let path = PathBuf::from(source);
         let description = file.metadata.get(DESCRIPTION_KEY).ok_or_else(|| {
             Error::Argument(format!(
                 "{source}: the file does not say what network it is (no '{DESCRIPTION_KEY}' in its header); {WRITTEN}, \
@@ -77,7 +101,7 @@ impl Model {
             .map_err(|e| Error::Argument(format!("{source}: cannot read its description ({e}); {WRITTEN}")))?;
         refuse_other_than_clips(source, &network, file.tensors.len())?;
         let wan = Wan::new(network)?;
-        let params = wan.load_from(&file, &path, dtype)?;
+        let params = wan.load_from(file, &path, dtype)?;
         let reference = TeacherReference { path: source.into(), sha256 };
         Ok(Model { denoiser: Denoiser::new(wan, Wrapper::Rf1000), params, role, reference })
     }
@@ -102,6 +126,17 @@ impl Model {
     /// The network.
     pub fn network(&self) -> &Wan {
         self.denoiser.network()
+    }
+}
+
+fn read(source: &str) -> Result<(TensorFile, String)> {
+    let path = PathBuf::from(source);
+    match source.strip_prefix(BUILTIN) {
+        Some(name) => {
+            let bytes = builtin(name)?;
+            Ok((TensorFile::parse(bytes, &path)?, digest::sha256(bytes)))
+        }
+        None => Ok((TensorFile::read(&path).map_err(unreadable)?, digest::sha256_file(&path)?)),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The configurations of the program, each resolved from presets, a file and overrides.
 
+use std::path::PathBuf;
+
 use fewstep_diffusion::{FewStepPreset, Guidance, Sampler, Shift, Sigma};
 use fewstep_distill::distiller::DistillConfig;
 use fewstep_distill::ema::PowerProfile;
@@ -20,7 +22,7 @@ pub struct TeachSettings {
     /// The network's extents.
     pub network: WanConfig,
     /// The clips.
-    pub data: DataSettings,
+    pub data: DigitsData,
     /// The training.
     pub teach: TeachConfig,
     /// How the teacher is sampled.
@@ -33,7 +35,10 @@ pub struct TeachSettings {
 pub struct DistillSettings {
     /// The teacher: a file of weights, or `builtin:digits-teacher`.
     pub teacher: String,
-    /// The clips.
+    /// Attention heads of weights that do not say it, if not 128 wide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
+    /// The examples.
     pub data: DataSettings,
     /// The distillation.
     pub distill: DistillConfig,
@@ -41,12 +46,76 @@ pub struct DistillSettings {
     pub sampling: StudentSampling,
 }
 
+/// What a distillation reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum DataSettings {
+    /// Moving digits, drawn as they are needed.
+    Digits(DigitsData),
+    /// Latents with text embeddings in the published layout of shards.
+    Shards(ShardsData),
+}
+
 /// The moving-digits clips of a training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DataSettings {
+pub struct DigitsData {
     /// Seed of the endless list of clips.
     pub seed: u64,
+}
+
+/// Shards of a training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardsData {
+    /// The folder of `shard_*.tar`.
+    pub path: PathBuf,
+    /// Latent frames that are kept of each example: 20 are 77 frames of a video, 21 are 81.
+    pub latent_frames: usize,
+    /// What guidance is taken against.
+    #[serde(default)]
+    pub negative: Negative,
+    /// Weights of the VAE by which each latent is decoded, clamped to ±1 and encoded again, as published; without them
+    /// latents are used as they are stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reencode: Option<PathBuf>,
+    /// Seed of the order of examples.
+    pub seed: u64,
+}
+
+/// The negative prompt.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Negative {
+    /// That of the Wan release.
+    #[default]
+    Stock,
+    /// One's own, as text.
+    Prompt(String),
+    /// A file that holds its embedding.
+    Embedding(PathBuf),
+}
+
+impl ShardsData {
+    fn validate(&self) -> Result<(), Refused> {
+        let empty = |path: &PathBuf| path.as_os_str().is_empty();
+        if empty(&self.path) {
+            return Err(Refused::new("data.shards.path", "expected the folder of the shards, got an empty text"));
+        }
+        if self.latent_frames == 0 {
+            return Err(Refused::new("data.shards.latent_frames", "expected at least 1, such as 20 or 21, got 0"));
+        }
+        if matches!(&self.negative, Negative::Embedding(path) if empty(path)) {
+            return Err(Refused::new("data.shards.negative.embedding", "expected a file, got an empty text"));
+        }
+        match &self.reencode {
+            Some(path) if empty(path) => Err(Refused::new(
+                "data.shards.reencode",
+                "expected the VAE's weights; leave it out to use latents as they are",
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// How a teacher is sampled.
@@ -87,6 +156,16 @@ pub const DISTILL_PRESETS: &[Preset<'static>] = &[
     Preset { name: "digits-scm", text: include_str!("../presets/distill-digits-scm.toml") },
     Preset { name: "digits-dmd", text: include_str!("../presets/distill-digits-dmd.toml") },
     Preset { name: "digits-dcm", text: include_str!("../presets/distill-digits-dcm.toml") },
+    Preset { name: "wan2.1-t2v-1.3b", text: include_str!("../presets/distill-wan2.1-t2v-1.3b.toml") },
+    Preset { name: "wan2.1-t2v-1.3b-paper", text: include_str!("../presets/distill-wan2.1-t2v-1.3b-paper.toml") },
+    Preset { name: "wan2.1-t2v-1.3b-scm", text: include_str!("../presets/distill-wan2.1-t2v-1.3b-scm.toml") },
+    Preset { name: "wan2.1-t2v-1.3b-dmd", text: include_str!("../presets/distill-wan2.1-t2v-1.3b-dmd.toml") },
+    Preset { name: "wan2.1-t2v-1.3b-dcm", text: include_str!("../presets/distill-wan2.1-t2v-1.3b-dcm.toml") },
+    Preset { name: "wan2.1-t2v-14b", text: include_str!("../presets/distill-wan2.1-t2v-14b.toml") },
+    Preset { name: "wan2.1-t2v-14b-paper", text: include_str!("../presets/distill-wan2.1-t2v-14b-paper.toml") },
+    Preset { name: "wan2.1-t2v-14b-scm", text: include_str!("../presets/distill-wan2.1-t2v-14b-scm.toml") },
+    Preset { name: "wan2.1-t2v-14b-dmd", text: include_str!("../presets/distill-wan2.1-t2v-14b-dmd.toml") },
+    Preset { name: "wan2.1-t2v-14b-dcm", text: include_str!("../presets/distill-wan2.1-t2v-14b-dcm.toml") },
 ];
 
 /// Settings with bounds that their types do not express.
@@ -145,6 +224,17 @@ impl Validate for TeachSettings {
 impl Validate for DistillSettings {
     fn validate(&self) -> Result<(), Refused> {
         let distill = &self.distill;
+        if self.heads == Some(0) {
+            return Err(Refused::new("heads", "expected at least 1, got 0"));
+        }
+        if let DataSettings::Shards(shards) = &self.data {
+            shards.validate()?;
+            if distill.run.preview_every > 0 {
+                let reason =
+                    "expected 0 with data.shards: a latent is no picture without the VAE; sample the model instead";
+                return Err(Refused::new("distill.run.preview_every", reason));
+            }
+        }
         distill.run.validate().map_err(Refused::below("distill"))?;
         distill.method.validate().map_err(|e| in_method(&distill.method, e))?;
         distill.student.validate().map_err(Refused::below("distill.student"))?;

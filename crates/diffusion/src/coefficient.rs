@@ -1,7 +1,8 @@
 //! Preconditioning coefficients as an op, so that networks differentiate through them.
 
-use fewstep_ops::{Dual, Error, Memory, Op, Output, Result, Saved};
-use fewstep_tensor::Tensor;
+use fewstep_ops::cost::inputs;
+use fewstep_ops::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
+use fewstep_tensor::{DType, Tensor};
 
 use crate::{TrigTime, Wrapper};
 
@@ -79,6 +80,11 @@ impl Op for Coefficient {
         let t = saved.input(0)?;
         let bar = || -> Result<Tensor> { Ok(self.scaled_slope(t, y_bar)?.to_dtype(t.dtype())) };
         Ok(vec![wanted[0].then(bar).transpose()?])
+    }
+
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        let [t] = inputs("coefficient", x)?;
+        Ok(Cost::elementwise(Meta::new(&t.shape, DType::F64), 1.0, rule))
     }
 
     fn memory(&self) -> Memory {

@@ -16,6 +16,7 @@ use crate::non_finite::NonFiniteLedger;
 use crate::objectives::Loss;
 use crate::optimizer::{AdamWConfig, Step};
 use crate::steps::{Batch, Diffusion, Roles, SimulationDraws, dcm_grid};
+use crate::train::Train;
 use crate::training::{LoopConfig, Training};
 use crate::{Error, Result};
 
@@ -25,6 +26,9 @@ use crate::{Error, Result};
 pub struct DistillConfig {
     /// The loop.
     pub run: LoopConfig,
+    /// What student and fake score train.
+    #[serde(default)]
+    pub train: Train,
     /// The method.
     pub method: Method,
     /// The teacher's guidance.
@@ -44,6 +48,7 @@ impl DistillConfig {
     /// The first such setting.
     pub fn validate(&self) -> Result<()> {
         self.run.validate()?;
+        self.train.validate()?;
         self.method.validate()?;
         self.student.validate()?;
         self.fake_score.validate()?;
@@ -67,6 +72,7 @@ pub struct Distiller<'a, N> {
     source: &'a dyn ExampleSource,
     teacher: Params,
     reference: TeacherReference,
+    compute: DType,
     student: Learner,
     fake_score: Option<Learner>,
     ledger: NonFiniteLedger,
@@ -81,24 +87,30 @@ struct Part {
 }
 
 impl<'a, N: Network> Distiller<'a, N> {
-    /// Starts student and fake score from the teacher.
+    /// Starts student and fake score from the teacher, which keeps the dtype in which it is stored.
+    ///
+    /// `compute` is the dtype of activations and gradients, and of what is trained: f32 masters, or adapters. f64 is for
+    /// proofs.
     ///
     /// # Errors
-    /// If a setting is refused.
+    /// If a setting is refused, or an adapter's target is no layer of the network.
     pub fn new(
         config: DistillConfig,
         denoiser: &'a Denoiser<N>,
         source: &'a dyn ExampleSource,
         teacher: Params,
         reference: TeacherReference,
+        compute: DType,
     ) -> Result<Self> {
         config.validate()?;
+        let start = config.train.start(&teacher, compute)?;
         let average = Some(PowerProfile::new(config.ema)?);
-        let student = Learner::new("student", teacher.clone(), config.student.clone(), average)?;
-        let fake = || Learner::new("fake_score", teacher.clone(), config.fake_score.clone(), None);
+        let student = Learner::new("student", start.clone(), config.student.clone(), average)?;
+        let fake = || Learner::new("fake_score", start.clone(), config.fake_score.clone(), None);
         let fake_score = config.method.dmd().map(|_| fake()).transpose()?;
         let ledger = NonFiniteLedger::new(config.run.non_finite_budget);
-        Ok(Distiller { config, denoiser, source, teacher, reference, student, fake_score, ledger, iteration: 0 })
+        let iteration = 0;
+        Ok(Distiller { config, denoiser, source, teacher, reference, compute, student, fake_score, ledger, iteration })
     }
 
     fn roles(&self) -> Roles<'_, N> {
@@ -123,7 +135,7 @@ impl<'a, N: Network> Distiller<'a, N> {
 
     fn batch(&self, part: Part) -> Result<Batch> {
         let n = self.config.run.batch;
-        let dtype = self.teacher.tensors().first().map_or(DType::F32, Tensor::dtype);
+        let dtype = self.compute;
         let examples = self.source.examples(part.position, n)?;
         Ok(Batch {
             x_0: examples.x_0.to_dtype(DType::F64),

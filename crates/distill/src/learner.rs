@@ -10,7 +10,8 @@ use crate::optimizer::{AdamW, AdamWConfig, Step};
 use crate::parameters::{pack, unpack};
 use crate::{Error, Result};
 
-/// A network's f32 weights with what trains them.
+/// A network's weights with what trains them. Of a network with adapters, master weights, moments and average are those of
+/// the adapters alone; the frozen weights are no part of its state.
 #[derive(Debug)]
 pub struct Learner {
     role: &'static str,
@@ -31,9 +32,9 @@ impl Learner {
         optimizer: AdamWConfig,
         average: Option<PowerProfile>,
     ) -> Result<Self> {
-        let names: Vec<String> = params.specs().iter().map(|s| s.name.clone()).collect();
-        let optimizer = AdamW::new(optimizer, &names, params.tensors())?;
-        let ema = average.map(|profile| PowerEma::new(profile, params.tensors()));
+        let names: Vec<String> = params.trained_specs().iter().map(|s| s.name.clone()).collect();
+        let optimizer = AdamW::new(optimizer, &names, params.trained())?;
+        let ema = average.map(|profile| PowerEma::new(profile, params.trained()));
         Ok(Learner { role, names, params, optimizer, ema })
     }
 
@@ -42,13 +43,13 @@ impl Learner {
         &self.params
     }
 
-    /// The averaged weights, or the weights themselves where none are kept.
+    /// The averaged weights (of adapters, A and B each), or the weights themselves where none are kept.
     ///
     /// # Errors
     /// Never: the average has the network's shapes.
     pub fn averaged(&self) -> Result<Params> {
         Ok(match &self.ema {
-            Some(ema) => Params::new(self.params.specs(), ema.weights().to_vec())?,
+            Some(ema) => self.params.with_trained(ema.weights().to_vec())?,
             None => self.params.clone(),
         })
     }
@@ -60,9 +61,9 @@ impl Learner {
     /// If the gradients are not this network's.
     pub fn update(&mut self, grads: Grads, k: u64, lr_scale: f64) -> Result<Step> {
         let grads = grads.into_tensors(&self.params);
-        let step = self.optimizer.step(self.params.tensors_mut(), &grads, lr_scale)?;
+        let step = self.optimizer.step(self.params.trained_mut(), &grads, lr_scale)?;
         if let (Step::Taken(_), Some(ema)) = (&step, &mut self.ema) {
-            ema.update(self.params.tensors(), k)?;
+            ema.update(self.params.trained(), k)?;
         }
         Ok(step)
     }
@@ -72,7 +73,7 @@ impl Learner {
     /// # Errors
     /// Never for lists that belong together, as these do.
     pub fn export(&self, files: &mut BTreeMap<String, TensorFile>) -> Result<()> {
-        let tensors = pack("", &self.names, self.params.tensors())?;
+        let tensors = pack("", &self.names, self.params.trained())?;
         files.insert(self.role.into(), TensorFile { tensors, ..Default::default() });
         files.insert(format!("optim_{}", self.role), self.optimizer.export()?);
         if let Some(ema) = &self.ema {
@@ -90,8 +91,8 @@ impl Learner {
             let missing = || Error::parameters("the checkpoint", format!("a file '{name}'"), "none");
             files.get(&name).ok_or_else(missing)
         };
-        let tensors = unpack(file(self.role.into())?, "", &self.names, self.params.tensors())?;
-        self.params = Params::new(self.params.specs(), tensors)?;
+        let tensors = unpack(file(self.role.into())?, "", &self.names, self.params.trained())?;
+        self.params = self.params.with_trained(tensors)?;
         self.optimizer.import(file(format!("optim_{}", self.role))?)?;
         match &mut self.ema {
             Some(ema) => ema.import(file(format!("{}_ema", self.role))?, &self.names),

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`method`], [`objectives`], [`steps`] | what is minimised: settings and phases, pure losses, one step of each |
 //! | [`training`], [`distiller`], [`teaching`] | the loop, and the two kinds of training it runs |
-//! | [`learner`], [`examples`] | one network in training; where its examples come from |
+//! | [`learner`], [`train`], [`examples`] | one network in training; which of its parameters; where examples come from |
 //! | [`check_jvp`] | whether forward-mode tangents are derivatives |
 //! | [`optimizer`] | AdamW with warmup; refuses non-finite gradients |
 //! | [`ema`] | the power-function average of the student |
@@ -38,6 +38,7 @@ pub mod run_folder;
 pub mod steps;
 pub mod teaching;
 pub mod tensorboard;
+pub mod train;
 pub mod training;
 
 pub use error::{Error, Result};

@@ -13,6 +13,7 @@ use fewstep_distill::metrics::read_metrics;
 use fewstep_distill::optimizer::AdamWConfig;
 use fewstep_distill::run_folder::Start;
 use fewstep_distill::teaching::{TeachConfig, Teaching};
+use fewstep_distill::train::{Lora, Train};
 use fewstep_distill::training::{Ending, Hooks, Keep, LoopConfig, MAY_DIFFER, Training, run};
 use fewstep_distill::{Error, Result};
 use fewstep_nn::wan::{Wan, WanConfig};
@@ -124,6 +125,7 @@ fn distill_config(iterations: u64) -> DistillConfig {
                 time: p_d,
             },
         },
+        train: Train::Full,
         guidance: Guidance::new(2.0).unwrap(),
         student: optimizer.clone(),
         fake_score: optimizer,
@@ -147,7 +149,7 @@ fn train(
 
 fn distill(folder: &Path, start: Start, config: &DistillConfig, mut hooks: Quiet, source: &Noise) -> Result<Ending> {
     let d = denoiser();
-    let mut distiller = Distiller::new(config.clone(), &d, source, weights(&d), reference())?;
+    let mut distiller = Distiller::new(config.clone(), &d, source, weights(&d), reference(), DType::F32)?;
     train(&mut distiller, folder, start, &mut hooks, config)
 }
 
@@ -198,6 +200,41 @@ fn a_resumed_distillation_is_the_uninterrupted_one_byte_for_byte() {
     assert_eq!(stopped, Ending::Stopped { iteration: 27 });
     distill(&parts, Start::Resume, &distill_config(40), Quiet::default(), &CLEAN).unwrap();
     assert_same_run(&whole, &parts, 40);
+}
+
+#[test]
+fn a_resumed_distillation_of_adapters_is_the_uninterrupted_one_and_saves_them_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    let config = |iterations| {
+        let targets = vec!["self_attn.q".to_string(), "ffn.0".to_string()];
+        DistillConfig {
+            train: Train::Lora(Lora { rank: 2, alpha: 4.0, targets, seed: 1 }),
+            ..distill_config(iterations)
+        }
+    };
+    distill(&whole, Start::Fresh, &config(40), Quiet::default(), &CLEAN).unwrap();
+    distill(&parts, Start::Fresh, &config(20), Quiet::default(), &CLEAN).unwrap();
+    distill(&parts, Start::Resume, &config(40), Quiet::default(), &CLEAN).unwrap();
+    assert_same_run(&whole, &parts, 40);
+    let saved = SavedCheckpoint::open(&whole.join("checkpoints/iter_000000040")).unwrap();
+    for file in ["student", "student_ema", "fake_score"] {
+        let tensors = saved.tensors(file).unwrap().tensors;
+        assert_eq!(tensors.len(), 8, "A and B of two layers in two blocks: {:?}", tensors.keys());
+        assert!(tensors.values().all(|t| arith::sum_squares(t).unwrap() > 0.0), "{file} has moved");
+    }
+}
+
+#[test]
+fn a_teacher_stored_in_bf16_gives_full_training_f32_masters_of_its_values() {
+    let d = denoiser();
+    let stored = weights(&d).to_dtype(DType::Bf16);
+    let distiller = Distiller::new(distill_config(1), &d, &CLEAN, stored.clone(), reference(), DType::F32).unwrap();
+    let student = distiller.sampling_weights().unwrap();
+    assert!(student.tensors().iter().all(|t| t.dtype() == DType::F32));
+    for (a, b) in student.tensors().iter().zip(stored.tensors()) {
+        assert_eq!(a.to_vec_f64(), b.to_vec_f64());
+    }
 }
 
 #[test]
@@ -253,7 +290,7 @@ fn another_configuration_or_teacher_is_refused_on_resuming() {
     let d = denoiser();
     let foreign = TeacherReference { path: "other".into(), sha256: "1".into() };
     let config = distill_config(4);
-    let mut distiller = Distiller::new(config.clone(), &d, &CLEAN, weights(&d), foreign).unwrap();
+    let mut distiller = Distiller::new(config.clone(), &d, &CLEAN, weights(&d), foreign, DType::F32).unwrap();
     let e = train(&mut distiller, dir.path(), Start::Resume, &mut Quiet::default(), &config).unwrap_err();
     assert!(e.to_string().contains("teacher"), "{e}");
     let e = distill(dir.path(), Start::Fresh, &distill_config(4), Quiet::default(), &CLEAN).unwrap_err();

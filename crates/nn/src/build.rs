@@ -1,6 +1,6 @@
 //! Declaring parameters and applying the layers made of them.
 
-use fewstep_ops::{Activation, Init, Linear, Mode, Op, ParamId, ParamSpec, Result};
+use fewstep_ops::{Activation, Add, Init, Linear, Mode, Op, ParamId, ParamSpec, Result, Scale};
 
 /// Collects a network's parameters in order.
 #[derive(Debug, Default)]
@@ -48,12 +48,16 @@ pub struct Projection {
 }
 
 impl Projection {
-    /// x·Wᵀ + b.
+    /// x·Wᵀ + b, and (c·x·Aᵀ)·Bᵀ where the weight has an adapter.
     ///
     /// # Errors
     /// If x has another width than the layer.
     pub fn apply<M: Mode>(&self, m: &M, x: &M::Value) -> Result<M::Value> {
-        m.apply(Linear { bias: true }, &[x, &m.param(self.weight)?, &m.param(self.bias)?])
+        let y = m.apply(Linear { bias: true }, &[x, &m.param(self.weight)?, &m.param(self.bias)?])?;
+        let Some(adapter) = m.adapter(self.weight) else { return Ok(y) };
+        let low = m.apply(Linear { bias: false }, &[x, &m.param(adapter.a)?])?; // [..., r]
+        let low = m.apply(Scale { by: adapter.scale }, &[&low])?;
+        m.apply(Add, &[&y, &m.apply(Linear { bias: false }, &[&low, &m.param(adapter.b)?])?])
     }
 
     /// Another layer applied to the activation of this one.

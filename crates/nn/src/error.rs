@@ -37,6 +37,17 @@ pub enum Error {
         /// How many of its values.
         count: usize,
     },
+    /// Adapters that are not this network's.
+    #[error("adapters: expected {expected}, got {got}; use a file of adapters made for this network")]
+    Adapters {
+        /// The invariant, in words.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// Whoever observed the work asked to stop.
+    #[error("stopped on request")]
+    Stopped,
     /// Running the network failed.
     #[error(transparent)]
     Op(#[from] fewstep_ops::Error),

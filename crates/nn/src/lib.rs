@@ -7,6 +7,7 @@
 
 mod build;
 mod error;
+pub mod vae;
 pub mod wan;
 pub mod weights;
 

@@ -1,6 +1,6 @@
-use fewstep_tensor::Tensor;
+use fewstep_tensor::{DType, Tensor};
 
-use crate::{Mode, Op, ParamId, Params, Result, Segment};
+use crate::{Adapter, Mode, Op, ParamId, Params, Result, Segment};
 
 /// A value and its directional derivative; no tangent means zero.
 #[derive(Clone, Debug)]
@@ -35,12 +35,20 @@ impl Mode for Forward<'_> {
         Ok(self.constant(self.params.get(id).clone()))
     }
 
+    fn adapter(&self, id: ParamId) -> Option<Adapter> {
+        self.params.adapter(id)
+    }
+
     fn constant(&self, t: Tensor) -> Dual {
         Dual { primal: t, tangent: None }
     }
 
-    fn primal<'v>(&self, v: &'v Dual) -> &'v Tensor {
-        &v.primal
+    fn shape<'v>(&self, v: &'v Dual) -> &'v [usize] {
+        v.primal.shape()
+    }
+
+    fn dtype(&self, v: &Dual) -> DType {
+        v.primal.dtype()
     }
 
     fn apply(&self, op: impl Op + 'static, inputs: &[&Dual]) -> Result<Dual> {

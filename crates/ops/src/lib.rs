@@ -6,10 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod activation;
+mod adapters;
 mod add;
 mod attention;
 mod cast;
+mod causal_conv;
+mod channel_norm;
 mod combine;
+pub mod cost;
 mod error;
 mod forward;
 mod gated_residual;
@@ -23,15 +27,22 @@ mod plain;
 mod rearrange;
 mod reverse;
 mod rms_norm_rope;
+mod scale;
 mod shape;
 pub mod suite;
 mod time_embedding;
+mod trace;
+mod upsample;
 
 pub use activation::Activation;
+pub use adapters::Adapter;
 pub use add::Add;
 pub use attention::Attention;
 pub use cast::Cast;
+pub use causal_conv::{CausalConv, Padding};
+pub use channel_norm::ChannelNorm;
 pub use combine::Combine;
+pub use cost::{Cost, Meta, Rule};
 pub use error::{Error, Result};
 pub use forward::{Dual, Forward};
 pub use gated_residual::GatedResidual;
@@ -45,5 +56,8 @@ pub use plain::Plain;
 pub use rearrange::{PatchOrder, Rearrange};
 pub use reverse::{Cotangents, Grads, Recompute, Reverse, Var};
 pub use rms_norm_rope::{NormScope, RmsNormRope, Rope, RopeStyle, RopeTable};
+pub use scale::Scale;
 pub use shape::{Concat, Reshape, Slice};
 pub use time_embedding::TimeEmbedding;
+pub use trace::{Call, Ghost, GhostGrads, Ledger, Pass, Trace, Traced};
+pub use upsample::Upsample;

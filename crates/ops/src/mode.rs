@@ -1,6 +1,6 @@
 use fewstep_tensor::{DType, Tensor};
 
-use crate::{Op, ParamId, Result};
+use crate::{Adapter, Op, ParamId, Result};
 
 /// An interpreter of ops. A network is one function generic over it.
 pub trait Mode {
@@ -13,11 +13,11 @@ pub trait Mode {
     /// If it cannot be brought to the device.
     fn param(&self, id: ParamId) -> Result<Self::Value>;
 
+    /// The adapter of a weight, if it has one: what a linear layer adds to its product.
+    fn adapter(&self, id: ParamId) -> Option<Adapter>;
+
     /// A value that nothing is differentiated by.
     fn constant(&self, t: Tensor) -> Self::Value;
-
-    /// The primal tensor of a value.
-    fn primal<'v>(&self, v: &'v Self::Value) -> &'v Tensor;
 
     /// Applies an op.
     ///
@@ -35,14 +35,10 @@ pub trait Mode {
     fn tap(&self, label: &str, v: &Self::Value);
 
     /// The extents of a value.
-    fn shape<'v>(&self, v: &'v Self::Value) -> &'v [usize] {
-        self.primal(v).shape()
-    }
+    fn shape<'v>(&self, v: &'v Self::Value) -> &'v [usize];
 
     /// The dtype of a value.
-    fn dtype(&self, v: &Self::Value) -> DType {
-        self.primal(v).dtype()
-    }
+    fn dtype(&self, v: &Self::Value) -> DType;
 }
 
 /// A part of a network that can be run again: one transformer block, the head, an embedder.

@@ -2,7 +2,7 @@ use std::fmt::Debug;
 
 use fewstep_tensor::{DType, Tensor};
 
-use crate::{Dual, Error, Result};
+use crate::{Cost, Dual, Error, Meta, Result, Rule};
 
 /// What a forward rule returns.
 #[derive(Clone, Debug)]
@@ -44,6 +44,13 @@ pub trait Op: Debug + Send + Sync {
     /// If the cotangent's shape is not the output's.
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>>;
 
+    /// What a rule costs on inputs of these shapes and dtypes; refuses what `forward` refuses. It is what `plan` knows of
+    /// the op, and the suite holds output and statistics against `forward`.
+    ///
+    /// # Errors
+    /// If the inputs do not fit the op.
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost>;
+
     /// What a tape keeps for `vjp`.
     fn memory(&self) -> Memory;
 }
@@ -68,6 +75,16 @@ impl Memory {
     /// Every input but one.
     pub const fn inputs_but(i: usize) -> Memory {
         Memory { but: Some(i), ..Memory::INPUTS }
+    }
+
+    /// Whether the value of input `i` is kept.
+    pub(crate) fn keeps(self, i: usize) -> bool {
+        self.inputs && self.but != Some(i)
+    }
+
+    /// Whether the output is kept.
+    pub(crate) fn keeps_output(self) -> bool {
+        self.output
     }
 
     /// Whether the output survives recomputation of all but attention.
@@ -102,7 +119,7 @@ impl Saved {
             .map(|(i, &t)| SavedInput {
                 shape: t.shape().to_vec(),
                 dtype: t.dtype(),
-                value: (memory.inputs && memory.but != Some(i)).then(|| t.clone()),
+                value: memory.keeps(i).then(|| t.clone()),
             })
             .collect();
         let y = memory.output.then(|| output.y.clone());

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith};
 
-use crate::{Error, Result};
+use crate::adapters::Adapters;
+use crate::{Adapter, Error, Result};
 
 /// A parameter's place in its network's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +37,7 @@ pub struct ParamSpec {
 pub struct Params {
     specs: Arc<[ParamSpec]>,
     tensors: Vec<Tensor>,
+    adapters: Arc<Adapters>,
 }
 
 impl Params {
@@ -57,7 +59,7 @@ impl Params {
                 }
             });
         }
-        Ok(Params { specs: specs.clone(), tensors })
+        Ok(Params { specs: specs.clone(), tensors, adapters: Arc::default() })
     }
 
     /// Takes tensors in the order of the specs.
@@ -78,7 +80,7 @@ impl Params {
                 });
             }
         }
-        Ok(Params { specs: specs.clone(), tensors })
+        Ok(Params { specs: specs.clone(), tensors, adapters: Arc::default() })
     }
 
     /// The value of a parameter.
@@ -96,9 +98,53 @@ impl Params {
         &self.tensors
     }
 
-    /// The values, in order, to update.
-    pub fn tensors_mut(&mut self) -> &mut [Tensor] {
-        &mut self.tensors
+    pub(crate) fn with_adapters(self, adapters: Arc<Adapters>) -> Self {
+        Params { adapters, ..self }
+    }
+
+    /// The adapter of a weight, if it has one.
+    pub fn adapter(&self, id: ParamId) -> Option<Adapter> {
+        self.adapters.of.get(&id.0).copied()
+    }
+
+    /// Weights with adapters, in order.
+    pub fn adapters(&self) -> impl Iterator<Item = (ParamId, Adapter)> {
+        self.adapters.of.iter().map(|(&i, &a)| (ParamId(i), a))
+    }
+
+    /// Whether adapters are trained in place of the weights.
+    pub fn is_adapted(&self) -> bool {
+        self.adapters.frozen > 0
+    }
+
+    /// Whether a parameter stays as it is: no gradient of it is computed.
+    pub fn is_frozen(&self, id: ParamId) -> bool {
+        id.0 < self.adapters.frozen
+    }
+
+    /// Specs of the parameters that are trained: all of them, or with adapters theirs alone.
+    pub fn trained_specs(&self) -> &[ParamSpec] {
+        &self.specs[self.adapters.frozen..]
+    }
+
+    /// Values of the parameters that are trained, in order.
+    pub fn trained(&self) -> &[Tensor] {
+        &self.tensors[self.adapters.frozen..]
+    }
+
+    /// Values of the parameters that are trained, in order, to update.
+    pub fn trained_mut(&mut self) -> &mut [Tensor] {
+        &mut self.tensors[self.adapters.frozen..]
+    }
+
+    /// The same network with other trained values; the frozen ones are shared.
+    ///
+    /// # Errors
+    /// If the number or a shape differs.
+    pub fn with_trained(&self, trained: Vec<Tensor>) -> Result<Self> {
+        let frozen = self.tensors[..self.adapters.frozen].iter().cloned();
+        let all = frozen.chain(trained).collect();
+        Ok(Params::new(&self.specs, all)?.with_adapters(self.adapters.clone()))
     }
 
     /// Names and values, in order.
@@ -113,6 +159,7 @@ impl Params {
 
     /// The same weights in another dtype.
     pub fn to_dtype(&self, dtype: DType) -> Self {
-        Params { specs: self.specs.clone(), tensors: self.tensors.iter().map(|t| t.to_dtype(dtype)).collect() }
+        let tensors = self.tensors.iter().map(|t| t.to_dtype(dtype)).collect();
+        Params { specs: self.specs.clone(), tensors, adapters: self.adapters.clone() }
     }
 }

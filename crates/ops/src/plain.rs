@@ -1,8 +1,8 @@
 use std::cell::RefCell;
 
-use fewstep_tensor::Tensor;
+use fewstep_tensor::{DType, Tensor};
 
-use crate::{Mode, Op, Output, ParamId, Params, Result, Segment};
+use crate::{Adapter, Mode, Op, Output, ParamId, Params, Result, Segment};
 
 /// The mode of values: runs ops forward and keeps nothing.
 pub struct Plain<'p> {
@@ -44,12 +44,20 @@ impl Mode for Plain<'_> {
         Ok(self.params.get(id).clone())
     }
 
+    fn adapter(&self, id: ParamId) -> Option<Adapter> {
+        self.params.adapter(id)
+    }
+
     fn constant(&self, t: Tensor) -> Tensor {
         t
     }
 
-    fn primal<'v>(&self, v: &'v Tensor) -> &'v Tensor {
-        v
+    fn shape<'v>(&self, v: &'v Tensor) -> &'v [usize] {
+        v.shape()
+    }
+
+    fn dtype(&self, v: &Tensor) -> DType {
+        v.dtype()
     }
 
     fn apply(&self, op: impl Op + 'static, inputs: &[&Tensor]) -> Result<Tensor> {

@@ -1,9 +1,9 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use fewstep_tensor::{Tensor, arith};
+use fewstep_tensor::{DType, Tensor, arith};
 
-use crate::{Error, Mode, Op, Output, ParamId, Params, Plain, Result, Saved, Segment};
+use crate::{Adapter, Error, Mode, Op, Output, ParamId, Params, Plain, Result, Saved, Segment};
 
 /// What the backward pass keeps of a segment, and what it computes again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,10 +68,12 @@ impl Grads {
         self.tensors[id.0].as_ref()
     }
 
-    /// The gradients in the order of the parameters, zeros where nothing depended on one.
+    /// The gradients of the trained parameters in their order, zeros where nothing depended on one.
     pub fn into_tensors(self, params: &Params) -> Vec<Tensor> {
         let zeros = |p: &Tensor| Tensor::zeros(p.shape(), p.dtype(), p.device());
-        self.tensors.into_iter().zip(params.tensors()).map(|(g, p)| g.unwrap_or_else(|| zeros(p))).collect()
+        let frozen = params.tensors().len() - params.trained().len();
+        let trained = self.tensors.into_iter().skip(frozen).zip(params.trained());
+        trained.map(|(g, p)| g.unwrap_or_else(|| zeros(p))).collect()
     }
 
     fn accumulate(&mut self, id: ParamId, g: Tensor) -> Result<()> {
@@ -204,15 +206,25 @@ impl Mode for Reverse<'_> {
     type Value = Var;
 
     fn param(&self, id: ParamId) -> Result<Var> {
-        Ok(self.push(self.params.get(id).clone(), Node::Param(id)))
+        let value = self.params.get(id).clone();
+        // Without a node no rule is asked for the gradient of a frozen weight, and none is stored.
+        Ok(if self.params.is_frozen(id) { self.constant(value) } else { self.push(value, Node::Param(id)) })
+    }
+
+    fn adapter(&self, id: ParamId) -> Option<Adapter> {
+        self.params.adapter(id)
     }
 
     fn constant(&self, t: Tensor) -> Var {
         Var { value: t, node: None }
     }
 
-    fn primal<'v>(&self, v: &'v Var) -> &'v Tensor {
-        &v.value
+    fn shape<'v>(&self, v: &'v Var) -> &'v [usize] {
+        v.value.shape()
+    }
+
+    fn dtype(&self, v: &Var) -> DType {
+        v.value.dtype()
     }
 
     fn apply(&self, op: impl Op + 'static, inputs: &[&Var]) -> Result<Var> {

@@ -7,7 +7,7 @@
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith};
 
-use crate::{Dual, Error, Op, Result, Saved};
+use crate::{Dual, Error, Meta, Op, Result, Rule, Saved};
 
 /// Central differences of fourth order leave h⁴·f⁽⁵⁾/30 and rounding ε/h; at 10⁻³ both stay below 10⁻¹¹ of the scale.
 const STEP: f64 = 1e-3;
@@ -58,6 +58,9 @@ fn claims(op: &dyn Op, x: &[Tensor], seed: u64) -> Result<Option<String>> {
     let (u, v) = (draw(seed, 1, &shapes)?, draw(seed, 2, &shapes)?);
     let output = op.forward(&refs)?;
     let y_bar = draw(seed, 3, &[output.y.shape()])?.remove(0);
+    if let Some(e) = cost(op, &refs, &output)? {
+        return Ok(Some(e));
+    }
     let jvp = |x_dot: &[Tensor]| op.jvp(&refs, &x_dot.iter().map(Some).collect::<Vec<_>>());
 
     let dual = jvp(&u)?;
@@ -80,6 +83,25 @@ fn claims(op: &dyn Op, x: &[Tensor], seed: u64) -> Result<Option<String>> {
         return Ok(Some(e));
     }
     single_precision(op, x, &u, &output.y, &ju)
+}
+
+/// What an op says that it makes, from shapes, is what it makes.
+fn cost(op: &dyn Op, x: &[&Tensor], output: &crate::Output) -> Result<Option<String>> {
+    let meta = |t: &Tensor| Meta::new(t.shape(), t.dtype());
+    let metas: Vec<Meta> = x.iter().map(|t| meta(t)).collect();
+    let metas: Vec<&Meta> = metas.iter().collect();
+    let all = vec![true; x.len()];
+    for rule in [Rule::Forward, Rule::Jvp(&all), Rule::Vjp(&all)] {
+        let cost = op.cost(&metas, rule)?;
+        let kept: Vec<Meta> = output.kept.iter().map(meta).collect();
+        if (&cost.y, &cost.kept) != (&meta(&output.y), &kept) {
+            return Ok(Some(format!("cost says what forward makes: {cost:?} against {:?}", meta(&output.y))));
+        }
+        if !cost.flops.is_finite() {
+            return Ok(Some(format!("cost counts operations: {cost:?}")));
+        }
+    }
+    Ok(None)
 }
 
 fn adjoint(

@@ -39,6 +39,15 @@ impl<'a, T> Mat<'a, T> {
         Mat { data, rows, cols, row_stride, col_stride: 1 }
     }
 
+    /// A row-major matrix whose rows may share elements: the windows of a convolution.
+    ///
+    /// # Panics
+    /// If the slice is too short: that is a defect of the calling kernel.
+    pub fn overlapping(data: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert_holds(data.len(), rows, cols, row_stride);
+        Mat { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
     /// The transpose; free.
     pub fn t(self) -> Self {
         Mat { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
@@ -71,6 +80,10 @@ impl<'a, T> MatMut<'a, T> {
 
 fn assert_fits(len: usize, rows: usize, cols: usize, row_stride: usize) {
     assert!(row_stride >= cols, "row stride {row_stride} below {cols} columns");
+    assert_holds(len, rows, cols, row_stride);
+}
+
+fn assert_holds(len: usize, rows: usize, cols: usize, row_stride: usize) {
     assert!(
         rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= len,
         "a {rows}x{cols} matrix with row stride {row_stride} does not fit {len} elements"
@@ -192,7 +205,7 @@ fn product<T: Real>(c: MatMut<T>, accumulate: bool, alpha: T, a: Mat<T>, b: Mat<
         return;
     }
     // The micro-kernels want a column-major result: C row-major is Cᵀ = Bᵀ·Aᵀ column-major.
-    // SAFETY: `assert_fits` checked every matrix against its slice at construction (transposing and taking columns
+    // SAFETY: `assert_fits` (`assert_holds` where rows to read may overlap) checked every matrix against its slice at construction (transposing and taking columns
     // keep the extents inside it), `gemm` checked that the extents agree, `c` is borrowed mutably so nothing aliases
     // it, and all slices are initialised.
     unsafe {

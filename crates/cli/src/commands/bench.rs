@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use fewstep_nn::wan::{Wan, WanConfig};
 use fewstep_ops::{Conditions, Forward, Grads, Mode, Network, Params, Plain, Recompute, Reverse};
+use fewstep_plan::{Hardware, Latent, Phase, Request, Work, plan};
 use fewstep_tensor::gemm::{Mat, MatMut, Threads, gemm};
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith, memory, reset_peak};
@@ -88,16 +89,14 @@ impl Bench {
         Ok(())
     }
 
-    /// Multiply-adds of the matrix products and of attention, times two.
-    fn forward_flops(&self) -> f64 {
-        let c = self.wan.config();
-        let [b, _, f, h, w] = self.x.dims().unwrap_or_default();
-        let l = (f / c.patch[0]) * (h / c.patch[1]) * (w / c.patch[2]);
-        let (b, l, s, d) = (b as f64, l as f64, TEXT_TOKENS as f64, c.dim as f64);
-        let linear = b * l * (6.0 * d * d + 2.0 * d * c.ffn_dim as f64) + b * s * 2.0 * d * d;
-        let attention = 2.0 * b * l * (l + s) * d;
-        let ends = b * l * d * (c.patch_features(c.in_channels) + c.patch_features(c.out_channels)) as f64;
-        2.0 * (c.layers as f64 * (linear + attention) + ends)
+    /// Operations of the matrix products and of attention in a forward pass, as `plan` counts them.
+    fn forward_flops(&self) -> Result<f64> {
+        let [batch, _, frames, height, width] = self.x.dims()?;
+        let new = Request::new(self.wan.config().clone(), Latent { frames, height, width });
+        let work = Work::Sample { steps: 1, guided: false };
+        let request = Request { batch, text_tokens: TEXT_TOKENS, work, ..new };
+        let plan = plan(&request, &Hardware::measured(1.0, 1.0, 0))?;
+        Ok(plan.phases.iter().map(Phase::product_flops).sum())
     }
 
     /// Medians of passes taken in turns, so that a slow moment of the machine touches all of them.
@@ -130,9 +129,10 @@ impl Bench {
                 status!("Measured", "{name}, round {round} of {}", self.repeat);
             }
         }
+        let forward_flops = self.forward_flops()?;
         let medians: Vec<f64> = seconds.into_iter().map(median).collect();
         let rows = passes.iter().zip(&medians).zip(peaks).map(|(((pass, work, _), &seconds), peak_mib)| {
-            let gflops = work * self.forward_flops() / seconds / 1e9;
+            let gflops = work * forward_flops / seconds / 1e9;
             Row { pass, seconds, of_forward: seconds / medians[0], gflops, of_gemm: gflops / gemm_gflops, peak_mib }
         });
         Ok(rows.collect())
@@ -149,13 +149,13 @@ fn randomised(params: &Params) -> Result<Params> {
     Ok(Params::new(params.specs(), tensors.collect::<Result<_>>()?)?)
 }
 
-fn median(mut v: Vec<f64>) -> f64 {
+pub(super) fn median(mut v: Vec<f64>) -> f64 {
     v.sort_by(f64::total_cmp);
     v[v.len() / 2]
 }
 
 /// GFLOP/s of an f32 product at 1024³ on all threads: the median of many.
-fn gemm_rate() -> f64 {
+pub(super) fn gemm_rate() -> f64 {
     let n = GEMM_EDGE;
     let (a, b, mut c) = (vec![0.5f32; n * n], vec![0.25f32; n * n], vec![0.0f32; n * n]);
     let mut once = || {

@@ -2,7 +2,7 @@
 
 use fewstep_data::Split;
 use fewstep_diffusion::{Denoiser, Predictor, Wrapper};
-use fewstep_distill::check_jvp::{JvpReport, check_jvp};
+use fewstep_distill::check_jvp::{JvpReport, Precision, check_jvp};
 use fewstep_distill::examples::ExampleSource;
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, arith};
@@ -17,16 +17,16 @@ use crate::terminal::print;
 /// Patch extents of every published Wan.
 const PATCH: [usize; 3] = [1, 2, 2];
 
-/// Checks a model on one clip, half data and half noise.
+/// Checks a model on the first example, half data and half noise.
 ///
 /// # Errors
-/// If the model refuses the clip.
-pub fn check_model(model: &Model, seed: u64) -> Result<JvpReport> {
-    let examples = DigitsSource::new(Split::HeldOut, seed)?.examples(0, 1)?;
+/// If the model refuses the example.
+pub fn check_model(model: &Model, source: &dyn ExampleSource, seed: u64, precision: Precision) -> Result<JvpReport> {
+    let examples = source.examples(0, 1)?;
     let stream = Stream::new(seed, Purpose::Check, 0);
     let noise = arith::normal(&stream, 0, examples.x_0.shape(), DType::F32, Device::Cpu)?;
     let x = arith::combine(&[(&[0.7], &examples.x_0), (&[0.7], &noise)])?;
-    Ok(check_jvp(model.predictor(), &x, &examples.conditions)?)
+    Ok(check_jvp(model.predictor(), &x, &examples.conditions, precision)?)
 }
 
 /// Runs the command.
@@ -34,13 +34,17 @@ pub fn check_model(model: &Model, seed: u64) -> Result<JvpReport> {
 /// # Errors
 /// If the model or its input refuses, or a tangent is wrong.
 pub fn run(args: &CheckJvpArgs) -> Result<()> {
+    let precision = Precision::of(DType::F32);
     let report = match (&args.model, &args.weights, &args.inputs) {
-        (Some(model), ..) => check_model(&Model::load(model, DType::F32)?, args.seed)?,
+        (Some(model), ..) => {
+            let source = DigitsSource::new(Split::HeldOut, args.seed)?;
+            check_model(&Model::load(model, DType::F32)?, &source, args.seed, precision)?
+        }
         (None, Some(weights), Some(inputs)) => {
             let bare = Bare::read(weights, inputs, args.heads, PATCH, DType::F32)?;
             let (x, conditions) = (bare.input("x")?, bare.conditions()?);
             let denoiser = Denoiser::new(bare.wan, Wrapper::Rf1000);
-            check_jvp(Predictor { denoiser: &denoiser, params: &bare.params }, &x, &conditions)?
+            check_jvp(Predictor { denoiser: &denoiser, params: &bare.params }, &x, &conditions, precision)?
         }
         _ => return Err(Error::Argument("give --model, or --weights with --inputs".into())),
     };

@@ -1,7 +1,8 @@
 //! `fewstep distill`: a few-step student of a teacher.
 
-use fewstep_data::Split;
+use fewstep_distill::check_jvp::Precision;
 use fewstep_distill::distiller::Distiller;
+use fewstep_distill::examples::ExampleSource;
 use fewstep_distill::training::Training;
 use fewstep_tensor::DType;
 
@@ -9,12 +10,17 @@ use super::check_jvp::check_model;
 use super::teach::MODEL_FILE;
 use super::training::{Run, settings};
 use crate::args::DistillArgs;
-use crate::digits::DigitsSource;
 use crate::error::{Error, Result};
 use crate::model::{Model, Role};
 use crate::settings::{DISTILL_PRESETS, DistillSettings};
+use crate::source::example_source;
 use crate::status;
 use crate::terminal::print;
+
+/// What is computed in, and what is trained.
+const COMPUTE: DType = DType::F32;
+/// The adapters of a training by LoRA, beside the model into which they are merged.
+const ADAPTERS_FILE: &str = "adapters.safetensors";
 
 /// Runs the command; true if it was interrupted after saving.
 ///
@@ -26,18 +32,19 @@ pub fn run(args: &DistillArgs) -> Result<bool> {
         return print(&resolved).map(|()| false);
     }
     let s = &resolved.value;
-    let teacher = Model::load(&s.teacher, DType::F32)?;
+    let teacher = Model::load_teacher(&s.teacher, s.heads, COMPUTE)?;
     status!("Teacher", "{}: {} parameters", s.teacher, teacher.params.count());
+    let source = example_source(&s.data, teacher.network().config())?;
     if s.distill.method.is_continuous() && !args.no_check {
-        check(&teacher, s.distill.run.seed)?;
+        check(&teacher, source.as_ref(), s.distill.run.seed)?;
     }
-    let source = DigitsSource::new(Split::Train, s.data.seed)?;
     let mut distiller = Distiller::new(
         s.distill.clone(),
         &teacher.denoiser,
-        &source,
+        source.as_ref(),
         teacher.params.clone(),
         teacher.reference.clone(),
+        COMPUTE,
     )?;
     let role = Role::Student(s.sampling);
     let run = Run::new("Distilling", "distill", &args.train, role);
@@ -45,16 +52,22 @@ pub fn run(args: &DistillArgs) -> Result<bool> {
         return Ok(true);
     }
     let path = args.train.output.join(MODEL_FILE);
-    Model::write(&path, teacher.network(), &distiller.sampling_weights()?, role)?;
+    let weights = distiller.sampling_weights()?;
+    Model::write(&path, teacher.network(), &weights.merged()?, role)?;
     status!("Wrote", "{}", path.display());
+    if weights.is_adapted() {
+        let path = args.train.output.join(ADAPTERS_FILE);
+        teacher.network().store_adapters(&weights)?.write(&path)?;
+        status!("Wrote", "{}", path.display());
+    }
     Ok(false)
 }
 
 /// Continuous-time consistency stands on the tangent: refuses to start where it is not the derivative.
-fn check(teacher: &Model, seed: u64) -> Result<()> {
-    let report = check_model(teacher, seed)?;
+fn check(teacher: &Model, source: &dyn ExampleSource, seed: u64) -> Result<()> {
+    let report = check_model(teacher, source, seed, Precision::of(COMPUTE))?;
     if report.ok() {
-        status!("Checked", "forward-mode tangents are the network's derivatives at {} times", report.rows.len() / 2);
+        status!("Checked", "forward-mode tangents are the network's derivatives at {} times", report.times());
         return Ok(());
     }
     eprint!("{report}");

@@ -7,6 +7,7 @@ mod config;
 mod demo;
 mod distill;
 mod evaluate;
+pub mod plan;
 mod sample;
 mod teach;
 mod train_classifier;
@@ -32,8 +33,9 @@ pub fn run(cli: Cli) -> Result<bool> {
         Command::Evaluate(a) => evaluate::run(&a).map(|()| false),
         Command::CheckJvp(a) => check_jvp::run(&a).map(|()| false),
         Command::Bench(a) => bench::run(&a).map(|()| false),
+        Command::Plan(a) => plan::run(&a).map(|()| false),
         Command::Config(a) => config::run(&a).map(|()| false),
-        Command::Apply(a) => apply::run(&a).map(|()| false),
+        Command::Apply(a) => apply::run(&a),
         Command::TrainClassifier(a) => train_classifier::run(&a).map(|()| false),
         Command::Completions { shell } => {
             let mut script = Vec::new();

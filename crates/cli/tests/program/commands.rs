@@ -120,6 +120,54 @@ fn apply_reproduces_the_published_network_in_f64() {
 }
 
 #[test]
+fn apply_encodes_and_decodes_as_the_published_autoencoder_in_f64() {
+    let inputs = fixture("vae_io");
+    let reference = TensorFile::read(inputs.as_ref()).unwrap();
+    for layout in ["orig_bf16", "diffusers_f32"] {
+        let weights = fixture(&format!("vae_weights_{layout}"));
+        for (network, made) in [("vae-encode", ["enc_video", "enc_image"]), ("vae-decode", ["dec_video", "dec_image"])]
+        {
+            let place = Place::new();
+            let files = ["apply", network, "--weights", &weights, "--inputs", &inputs, "-o", "out.safetensors"];
+            assert_eq!(place.done(&[&files[..], &["--dtype", "f64"]].concat()), "out.safetensors\n");
+            let results = TensorFile::read(&place.path("out.safetensors")).unwrap();
+            assert_eq!(results.tensors.len(), 2);
+            for name in made {
+                assert_near(name, &results.tensors[name], &reference.tensors[&format!("{name}.f64")], 1e-9);
+            }
+        }
+    }
+}
+
+#[test]
+fn apply_refuses_what_no_autoencoder_takes() {
+    let (weights, inputs) = (fixture("vae_weights_diffusers_f32"), fixture("vae_io"));
+    let place = Place::new();
+    let put = |name: &str, shape: &[usize]| {
+        let mut file = TensorFile::default();
+        file.tensors.insert(name.into(), Tensor::zeros(shape, DType::F32, Default::default()));
+        file.write(&place.path("inputs.safetensors")).unwrap();
+    };
+    let apply = |network: &str, weights: &str, inputs: &str, more: &[&str]| {
+        let files = ["apply", network, "--weights", weights, "--inputs", inputs, "-o", "out.safetensors"];
+        place.refused_untouched(&[&files[..], more].concat())
+    };
+    let encode = |shape: &[usize]| {
+        put("video", shape);
+        apply("vae-encode", &weights, "inputs.safetensors", &[])
+    };
+    assert_says(&encode(&[1, 3, 4, 8, 8]), &["1 + 4k frames", "1 or 5 frames are nearest"]);
+    assert_says(&encode(&[1, 3, 1, 12, 8]), &["8 divides", "crop to 8 x 8"]);
+    assert_says(&encode(&[1, 4, 1, 8, 8]), &["a video [B, 3, F, H, W]"]);
+    put("other", &[1]);
+    assert_says(&apply("vae-decode", &weights, "inputs.safetensors", &[]), &["neither 'z' nor 'z1'", "hold other"]);
+    assert_says(&apply("vae-decode", &weights, &inputs, &["--budget-mb", "1"]), &["a budget of at least"]);
+    assert_says(&apply("vae-decode", &weights, &inputs, &["--grad"]), &["--grad are for wan"]);
+    let wan = fixture("wan_t2v_weights_diffusers_f32");
+    assert_says(&apply("vae-decode", &wan, &inputs, &[]), &["no known layout of wan vae", "a Wan autoencoder"]);
+}
+
+#[test]
 fn apply_names_what_is_missing() {
     let (weights, inputs) = (fixture("wan_t2v_weights_diffusers_f32"), fixture("wan_t2v_io"));
     let place = Place::new();

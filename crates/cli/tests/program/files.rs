@@ -84,11 +84,25 @@ fn a_tensor_with_nan_is_named_with_a_remedy() {
 fn a_file_that_does_not_describe_itself_is_refused_with_a_remedy() {
     let place = Place::new();
     changed(&place, |file| file.metadata.clear());
-    let message = refused(&place, "model.safetensors");
+    let message = place.refused(&["sample", "--model", "model.safetensors", "--prompt", PROMPT, "-o", "clip.gif"]);
     assert_says(&message, &["does not say what network it is", "teach or distill wrote", "fewstep apply"]);
+    assert_eq!(message, place.refused(&["evaluate", "--model", "model.safetensors"]));
+    assert_eq!(message, place.refused(&["check-jvp", "--model", "model.safetensors"]));
     changed(&place, |file| drop(file.metadata.insert("fewstep".into(), "{}".into())));
     let message = refused(&place, "model.safetensors");
     assert_says(&message, &["cannot read its description", "missing field", "teach or distill wrote"]);
+}
+
+#[test]
+fn a_teacher_of_bare_weights_shows_its_extents_but_for_heads_and_must_suit_the_data() {
+    let place = Place::new();
+    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
+    let folder = std::env::var_os("FEWSTEP_FIXTURES").map_or_else(|| own.into(), std::path::PathBuf::from);
+    std::fs::copy(folder.join("wan_t2v_weights_orig_bf16.safetensors"), place.path("wan.safetensors")).unwrap();
+    let args = ["distill", "-o", "run", "--set", "teacher=wan.safetensors"];
+    assert_says(&place.refused_untouched(&args), &["weights do not show their heads", "the setting heads"]);
+    let message = place.refused_untouched(&[&args[..], &["--set", "heads=2"]].concat());
+    assert_says(&message, &["does not suit the clips of data.digits", "in_channels", "need 3, got 16"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod commands;
 mod files;
+mod plan;
 mod settings;
 mod training;
 

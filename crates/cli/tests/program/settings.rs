@@ -27,7 +27,7 @@ const TEACH: [(&str, &str, &str); 22] = [
     ("sampling.sigma_max=-1", "sampling.sigma_max", "σ is noise over signal"),
     ("sampling.guidance=nan", "sampling.guidance", "1 means no guidance"),
 ];
-const DISTILL: [(&str, &str, &str); 16] = [
+const DISTILL: [(&str, &str, &str); 27] = [
     ("distill.run.iterations=0", "distill.run.iterations", "expected at least 1, got 0"),
     ("distill.run.batch=0", "distill.run.batch", "expected at least 1, got 0"),
     ("distill.ema=0.9", "distill.ema", "expected a number above 0 and below 0.288, got 0.9"),
@@ -44,6 +44,17 @@ const DISTILL: [(&str, &str, &str); 16] = [
     ("sampling.sigma_max=0", "sampling.sigma_max", "positive, finite σ such as 80"),
     ("sampling.sigma_max=1", "sampling.sigma_max", "raise σ_max"),
     ("distill.method.rcm.banana=1", "distill.method.rcm", "unknown key `banana`"),
+    ("heads=0", "heads", "expected at least 1, got 0"),
+    ("distill.train=banana", "distill.train", "the choices here are `full`, `lora`"),
+    ("distill.train.lora={rank=0,alpha=1,targets=['*']}", "distill.train.lora.rank", "expected at least 1, got 0"),
+    ("distill.train.lora={rank=1,alpha=-1,targets=['*']}", "distill.train.lora.alpha", "a positive number, got -1"),
+    ("distill.train.lora={rank=1,alpha=1,targets=[]}", "distill.train.lora.targets", "names of linear layers"),
+    ("distill.train.lora={rank=1,alpha=1,targets=['*'],dropout=0.1}", "distill.train.lora", "unknown key `dropout`"),
+    ("data.shards={path='',latent_frames=20,seed=0}", "data.shards.path", "the folder of the shards"),
+    ("data.shards={path='d',latent_frames=0,seed=0}", "data.shards.latent_frames", "expected at least 1, such as 20"),
+    ("data.shards={path='d',latent_frames=1,seed=0,negative.prmpt='x'}", "data.shards.negative", "`stock`, `prompt`"),
+    ("data.shards={path='d',latent_frames=1,seed=0,reencode=''}", "data.shards.reencode", "leave it out"),
+    ("data={digits={seed=1},shards={}}", "data", "takes exactly one of `digits`, `shards`"),
 ];
 
 fn assert_refused_at_the_start(args: &[&str], cases: &[(&str, &str, &str)]) {
@@ -124,6 +135,40 @@ fn a_finished_run_leaves_its_configuration() {
     place.done(&args);
     let dry = place.done(&[&args[..], &["--dry-run"]].concat());
     assert_eq!(std::fs::read_to_string(place.path("run/config.toml")).unwrap(), dry);
+}
+
+#[test]
+fn the_published_presets_have_their_published_numbers() {
+    let place = Place::new();
+    let number = |preset: &str, key: &str| {
+        let shown = place.done(&["config", "distill", "--preset", preset]).parse::<toml::Table>().unwrap();
+        let mut value = &toml::Value::Table(shown);
+        for part in key.split('.') {
+            value = value.get(part).unwrap_or_else(|| panic!("{preset}: {key}"));
+        }
+        value.as_float().or_else(|| value.as_integer().map(|i| i as f64)).unwrap()
+    };
+    let p_g = "distill.method.rcm.consistency.scm.time.log_normal.mean";
+    let (h, start) = ("distill.method.rcm.consistency.scm.tangent_warmup", "distill.method.rcm.dmd.start");
+    let keys = [p_g, h, start, "distill.ema", "sampling.sigma_max", "data.shards.latent_frames"];
+    // rCM, Table 4, and the reference code.
+    let rows = [
+        ("wan2.1-t2v-1.3b", [0.7, 1000.0, 1000.0, 0.1, 80.0, 20.0]),
+        ("wan2.1-t2v-1.3b-paper", [-0.8 + 20f64.ln() / 2.0, 1000.0, 1000.0, 0.05, 1600.0, 20.0]),
+        ("wan2.1-t2v-14b", [1.5, 0.0, 0.0, 0.1, 200.0, 21.0]),
+        ("wan2.1-t2v-14b-paper", [-0.8 + 21f64.ln() / 2.0, 200.0, 200.0, 0.05, 1600.0, 21.0]),
+    ];
+    for (preset, want) in rows {
+        for (key, want) in keys.into_iter().zip(want) {
+            assert!((number(preset, key) - want).abs() < 1e-12, "{preset}: {key} = {}", number(preset, key));
+        }
+    }
+    for (preset, lr, fake, f) in [("wan2.1-t2v-1.3b", 2e-6, 4e-7, 5.0), ("wan2.1-t2v-14b-paper", 1e-6, 1e-7, 10.0)] {
+        assert_eq!(number(preset, "distill.student.learning_rate"), lr);
+        assert_eq!(number(preset, "distill.fake_score.learning_rate"), fake);
+        assert_eq!(number(preset, "distill.method.rcm.dmd.student_update_freq"), f);
+        assert_eq!(number(preset, "distill.guidance"), 5.0);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 
-use crate::{Place, TEACHER, TINY_DISTILLATION, assert_says, refusal, teaching, text};
+use crate::{PROMPT, Place, TEACHER, TINY_DISTILLATION, assert_says, refusal, teaching, text};
 
 /// A distillation into `folder` of so many iterations.
 fn distillation<'a>(folder: &'a str, iterations: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -50,6 +50,36 @@ fn a_run_killed_between_checkpoints_and_resumed_is_the_uninterrupted_one_byte_fo
     for (name, bytes) in whole {
         assert!(bytes == parts[&name], "{name} differs");
     }
+}
+
+/// A training by adapters of two kinds of layers.
+const LORA: [&str; 2] = ["--set", "distill.train.lora={rank=2,alpha=4.0,targets=['self_attn.q','ffn.0']}"];
+
+#[test]
+fn adapters_are_saved_alone_exported_apart_and_merged_into_the_model() {
+    let place = Place::new();
+    place.done(&distillation("run", "distill.run.iterations=3", &LORA));
+    let read = |name: &str| fewstep_tensor::file::TensorFile::read(&place.path(name)).unwrap().tensors;
+    let adapters = read("run/adapters.safetensors");
+    let names: Vec<&str> = adapters.keys().map(String::as_str).collect();
+    let layer = "transformer.blocks.0.attn1.to_q";
+    assert!(names.contains(&format!("{layer}.lora_A.weight").as_str()) && names.len() == 6, "{names:?}");
+    assert_eq!(adapters[&format!("{layer}.alpha")].to_vec_f64(), [4.0]);
+    let saved = read("run/checkpoints/iter_000000003/student.safetensors");
+    assert_eq!(saved.len(), 4, "{:?}", saved.keys());
+    let (model, teacher) = (read("run/model.safetensors"), read(TEACHER));
+    assert!(model.keys().eq(teacher.keys()));
+    let changed = model.iter().filter(|(k, t)| t.to_vec_f64() != teacher[*k].to_vec_f64());
+    assert!(changed.map(|(k, _)| k).all(|k| k.contains("self_attn.q.weight") || k.contains("ffn.0.weight")));
+    place.done(&["sample", "--model", "run/model.safetensors", "--prompt", PROMPT, "-o", "x.gif"]);
+}
+
+#[test]
+fn a_target_of_no_layer_is_refused_with_the_names_of_those_there_are() {
+    let place = Place::new();
+    let lora = "distill.train.lora={rank=2,alpha=4.0,targets=['attention.q']}";
+    let message = place.refused_untouched(&distillation("run", "distill.run.iterations=3", &["--set", lora]));
+    assert_says(&message, &["train.lora.targets", "'attention.q'", "cross_attn.q", "ffn.0", "self_attn.v"]);
 }
 
 #[test]

@@ -88,7 +88,7 @@ impl Classifier {
             x = convolution.apply(m, &windows(m, &x, edge)?)?;
             x = m.apply(ACTIVATION, &[&x])?;
         }
-        let flat = m.primal(&x).len() / (shape[0] * FRAMES).max(1);
+        let flat = m.shape(&x).iter().product::<usize>() / (shape[0] * FRAMES).max(1);
         let x = m.apply(Reshape { shape: vec![shape[0] * FRAMES, flat] }, &[&x])?;
         let x = m.apply(ACTIVATION, &[&self.frame.apply(m, &x)?])?; // [B·F, 128]
         let x = m.apply(Reshape { shape: vec![shape[0], FRAMES * FRAME_WIDTH] }, &[&x])?;
@@ -100,7 +100,9 @@ impl Classifier {
 
 /// Every window of edge² positions: [N, H, W, C] → [N, H − edge + 1, W − edge + 1, edge²·C].
 fn windows<M: Mode>(m: &M, x: &M::Value, edge: usize) -> Result<M::Value> {
-    let [_, h, w, _] = m.primal(x).dims()?;
+    let &[_, h, w, _] = m.shape(x) else {
+        return Err(Error::input("classifier", "[N, H, W, C]", m.shape(x)));
+    };
     let mut parts = Vec::with_capacity(edge * edge);
     for row in 0..edge {
         let rows = m.apply(Slice { axis: 1, start: row, len: h + 1 - edge }, &[x])?;

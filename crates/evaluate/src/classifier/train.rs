@@ -116,7 +116,7 @@ pub fn train(config: &TrainConfig, mut progress: impl FnMut(Progress)) -> Result
         let run = |&start: &u64| run_shard(config, &classifier, &params, &clips, start..end.min(start + SHARD as u64));
         let shards = shards.par_iter().map(run).collect::<Result<Vec<_>>>()?;
         let (grads, loss, right) = add_up(shards)?;
-        match optimizer.step(params.tensors_mut(), &grads, config.learning_rate_scale(step))? {
+        match optimizer.step(params.trained_mut(), &grads, config.learning_rate_scale(step))? {
             Step::Taken(_) => {}
             Step::Skipped(bad) => return Err(Error::Diverged { step, parameter: bad.name }),
         }

@@ -60,6 +60,6 @@ fn published_heads(dim: usize) -> Result<usize> {
     Err(Error::Config {
         network: "wan",
         problem: format!("a width of {dim} is no multiple of {HEAD_DIM}, and weights do not show their heads"),
-        remedy: "say how many heads there are (--heads)".into(),
+        remedy: "say how many heads there are (--heads, or the setting heads of a distillation)".into(),
     })
 }

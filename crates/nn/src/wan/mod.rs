@@ -2,6 +2,7 @@
 //!
 //! Source: Wan, "Open and advanced large-scale video generative models", arXiv 2503.20314, and its published code.
 
+mod adapters;
 mod block;
 mod config;
 mod infer;

@@ -126,12 +126,13 @@ impl Wan {
         let side = 2 * (d / 6);
         let axes = [d - 2 * side, side, side];
         let [f, h, w] = grid;
+        let frequencies = axes
+            .map(|dim| -> Vec<f64> { (0..dim / 2).map(|j| ROPE_THETA.powf(-2.0 * j as f64 / dim as f64)).collect() });
         let mut angles = Vec::with_capacity(f * h * w * d / 2);
         for i in 0..f * h * w {
             let position = [i / (h * w), i / w % h, i % w];
-            for (p, dim) in position.into_iter().zip(axes) {
-                let angle = |j: usize| p as f64 * ROPE_THETA.powf(-2.0 * j as f64 / dim as f64);
-                angles.extend((0..dim / 2).map(angle));
+            for (p, frequencies) in position.into_iter().zip(&frequencies) {
+                angles.extend(frequencies.iter().map(|f| p as f64 * f));
             }
         }
         angles
@@ -187,7 +188,9 @@ impl Network for Wan {
 impl Segment for Head {
     /// Inputs: h `[B, L, D]` and e `[B, D]`, which modulates here without the projection of the blocks.
     fn run<M: Mode>(&self, m: &M, inputs: &[M::Value]) -> Result<M::Value> {
-        let [b, d] = m.primal(&inputs[1]).dims()?;
+        let &[b, d] = m.shape(&inputs[1]) else {
+            return Err(Error::input("wan", "e [B, D]", m.shape(&inputs[1])));
+        };
         let e = m.apply(Reshape { shape: vec![b, 1, d] }, &[&inputs[1]])?;
         let modulation = m.apply(Add, &[&m.param(self.modulation)?, &e])?; // [B, 2, D]
         let part = |i: usize| m.apply(Slice { axis: 1, start: i, len: 1 }, &[&modulation]);

@@ -4,7 +4,8 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
+use crate::cost::inputs;
+use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
 /// An elementwise non-linearity, y = a(x).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,9 @@ pub enum Activation {
     /// x/(1 + e⁻ˣ)
     Silu,
 }
+
+/// Operations an element: an exponential of degree seven, a division and the polynomial around them.
+const FLOPS: f64 = 20.0;
 
 fn unary<'t>(x: &[&'t Tensor]) -> Result<&'t Tensor> {
     match x {
@@ -54,6 +58,11 @@ impl Op for Activation {
         }
         let Device::Cpu = x.device();
         dispatch_float!("activation", x.dtype(), T => Ok(vec![Some(cpu::vjp::<T>(*self, x, y_bar)?)]))
+    }
+
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        let [x] = inputs("activation", x)?;
+        Ok(Cost::elementwise(x.clone(), FLOPS, rule))
     }
 
     fn memory(&self) -> Memory {

@@ -4,7 +4,8 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, arith, dispatch_float};
 
-use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
+use crate::cost::inputs;
+use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
 /// y = a + b; axes of extent 1 repeat, as do axes missing on the left.
 ///
@@ -74,6 +75,15 @@ impl Op for Add {
             return Err(Error::input("add", format!("a cotangent {shape:?}"), y_bar.shape()));
         }
         (0..2).map(|i| wanted[i].then(|| Self::reduce(y_bar, saved.shape(i))).transpose()).collect()
+    }
+
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        let [a, b] = inputs("add", x)?;
+        let y = Meta::new(&Self::shape(&a.shape, &b.shape)?, a.dtype);
+        let passes = (0..2).filter(|&i| x[i].shape == y.shape).collect();
+        let expanded = x.iter().filter(|x| x.shape != y.shape).count() * y.bytes();
+        let scratch = if matches!(rule, Rule::Vjp(_)) { 0 } else { expanded };
+        Ok(Cost { scratch, passes, ..Cost::elementwise(y, 1.0, rule) })
     }
 
     fn memory(&self) -> Memory {

@@ -9,8 +9,26 @@ mod forward;
 mod pack;
 mod tile;
 
+use super::Extents;
+use crate::Rule;
+
 pub(super) use backward::vjp;
 pub(super) use forward::{forward, jvp};
+
+/// Elements of packed operands and of what threads compute in, that a rule takes and gives back.
+pub(super) fn scratch(e: &Extents, rule: Rule<'_>) -> usize {
+    let heads = e.b * e.n;
+    let keys = heads * e.s.next_multiple_of(MR) * e.k;
+    let columns = |width: usize| heads * e.s * width.next_multiple_of(MR);
+    match rule {
+        Rule::Forward => keys + columns(e.v),
+        Rule::Jvp(m) => keys * (1 + usize::from(m[1])) + columns(e.v) * (1 + usize::from(m[2])),
+        Rule::Vjp(wanted) => {
+            let values = heads * e.s.next_multiple_of(MR) * e.v;
+            keys + columns(e.k) + values + backward::parts(e, wanted)
+        }
+    }
+}
 
 /// Rows of a register tile; keys and value columns are packed in panels of this many.
 const MR: usize = 8;

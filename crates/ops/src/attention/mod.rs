@@ -4,7 +4,8 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
+use crate::cost::inputs;
+use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
 const NAME: &str = "attention";
 
@@ -86,6 +87,30 @@ impl Op for Attention {
         }
         let Device::Cpu = y_bar.device();
         dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&e, saved, y_bar, wanted))
+    }
+
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        let [q, k, v] = inputs(NAME, x)?;
+        let e = self.extents(&q.shape, &k.shape, &v.shape)?;
+        let pairs = (e.b * e.n) as f64 * e.l as f64 * e.s as f64;
+        let (scores, values) = (2.0 * pairs * e.k as f64, 2.0 * pairs * e.v as f64);
+        let flops = match rule {
+            Rule::Forward => scores + values,
+            // Scores of q̇·k and q·k̇; P·v̇, and H·v where the scores move.
+            Rule::Jvp(m) => {
+                let on_scores = f64::from(u8::from(m[0])) + f64::from(u8::from(m[1]));
+                let on_values = f64::from(u8::from(m[2])) + f64::from(u8::from(m[0] || m[1]));
+                scores * (1.0 + on_scores) + values * (1.0 + on_values)
+            }
+            // Scores again, P̄ = ȳ·v, then q̄, k̄ and v̄.
+            Rule::Vjp(w) => {
+                let on_scores = f64::from(u8::from(w[0])) + f64::from(u8::from(w[1]));
+                scores * (1.0 + on_scores) + values * (1.0 + f64::from(u8::from(w[2])))
+            }
+        };
+        let kept = vec![Meta::new(&[e.b, e.n, e.l], q.dtype)];
+        let y = Meta::new(&[e.b, e.l, e.n * e.v], q.dtype);
+        Ok(Cost { kept, scratch: cpu::scratch(&e, rule) * q.dtype.size(), ..Cost::new(y, flops) })
     }
 
     fn memory(&self) -> Memory {

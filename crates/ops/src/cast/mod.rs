@@ -2,7 +2,8 @@
 
 use fewstep_tensor::{DType, Tensor};
 
-use crate::{Dual, Memory, Op, Output, Result, Saved};
+use crate::cost::inputs;
+use crate::{Cost, Dual, Memory, Meta, Op, Output, Result, Rule, Saved};
 
 /// y = x rounded to another dtype; tangents and cotangents are rounded alike.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,12 @@ impl Op for Cast {
 
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
         Ok(vec![wanted[0].then(|| y_bar.to_dtype(saved.dtype(0)))])
+    }
+
+    fn cost(&self, x: &[&Meta], _rule: Rule<'_>) -> Result<Cost> {
+        let [x] = inputs("cast", x)?;
+        let y = Meta::new(&x.shape, self.to);
+        Ok(if x.dtype == self.to { Cost::view(y) } else { Cost::new(y, 0.0) })
     }
 
     fn memory(&self) -> Memory {

@@ -4,7 +4,7 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, arith, dispatch_float};
 
-use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
+use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
 /// y = Σᵢ cᵢ·xᵢ with cᵢ `[B]` and xᵢ `[B, …]`, differentiable in both.
 ///
@@ -80,6 +80,14 @@ impl Op for Combine {
             });
         }
         Ok(bars)
+    }
+
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        let fits = |p: &[&Meta]| p.len() == 2 && p[1].shape == x[1].shape && p[0].shape.len() == 1;
+        if x.is_empty() || !x.chunks(2).all(fits) {
+            return Err(Error::input("combine", "pairs of coefficient [B] and tensor [B, …]", x.len()));
+        }
+        Ok(Cost::elementwise(x[1].clone(), x.len() as f64, rule))
     }
 
     fn memory(&self) -> Memory {

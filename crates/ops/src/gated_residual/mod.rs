@@ -4,8 +4,9 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
+use crate::cost::inputs;
 use crate::layer_norm::rows::Rows;
-use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
+use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
 const NAME: &str = "gated_residual";
 
@@ -65,6 +66,12 @@ impl Op for GatedResidual {
             let gate_bar = if wanted[2] { Some(cpu::gate_bar::<T>(&r, saved, y_bar)?) } else { None };
             Ok(vec![wanted[0].then(|| y_bar.clone()), h_bar, gate_bar])
         })
+    }
+
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        let [x, h, gate] = inputs(NAME, x)?;
+        rows(&x.shape, &h.shape, &gate.shape)?;
+        Ok(Cost { passes: vec![0], ..Cost::elementwise(x.clone(), 2.0, rule) })
     }
 
     fn memory(&self) -> Memory {

@@ -5,7 +5,8 @@ pub(crate) mod rows;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
+use crate::cost::inputs;
+use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 use rows::Rows;
 
 /// y = LN(x)·(1 + scale) + shift, LN(x) = (x − mean)/√(var + eps) over the last axis, biased variance.
@@ -26,6 +27,9 @@ pub struct LayerNormAffine {
     /// Added to the variance.
     pub eps: f64,
 }
+
+/// Operations an element: mean, variance, scale, gain and offset.
+const NORM_FLOPS: f64 = 8.0;
 
 /// What both ops are: y = LN(x)·(base + factor) + offset.
 struct Spec {
@@ -78,6 +82,16 @@ impl Spec {
     }
 }
 
+impl Spec {
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        inputs::<3>(self.name, x)?;
+        let rows = self.rows(&x[0].shape, &x[self.factor].shape, &x[self.offset].shape)?;
+        let kept = vec![Meta::new(&[rows.rows, 2], x[0].dtype)];
+        let scratch = if matches!(rule, Rule::Vjp([false, ..])) { x[0].bytes() } else { 0 };
+        Ok(Cost { kept, scratch, ..Cost::elementwise(x[0].clone(), NORM_FLOPS, rule) })
+    }
+}
+
 macro_rules! norm_op {
     ($op:ty, $name:literal, $base:literal, $factor:literal, $offset:literal) => {
         impl $op {
@@ -101,6 +115,10 @@ macro_rules! norm_op {
 
             fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
                 self.spec().vjp(saved, y_bar, wanted)
+            }
+
+            fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+                self.spec().cost(x, rule)
             }
 
             fn memory(&self) -> Memory {

@@ -4,7 +4,7 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
+use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
 /// y = x·Wᵀ (+ b): x `[..., I]`, W `[O, I]`, b `[O]` → y `[..., O]`. Accumulates in the compute type.
 ///
@@ -102,6 +102,15 @@ impl Op for Linear {
             }
             Ok(bars)
         })
+    }
+
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        if x.len() != 2 + usize::from(self.bias) {
+            return Err(Error::input("linear", "x, W and the bias it was built with", x.len()));
+        }
+        let e = self.extents(&x[0].shape, &x[1].shape, x.get(2).map(|b| b.shape.as_slice()))?;
+        let product = 2.0 * e.rows as f64 * e.inputs as f64 * e.outputs as f64;
+        Ok(Cost::new(Meta::new(&e.shape, x[0].dtype), product * rule.products(&[0, 1])))
     }
 
     fn memory(&self) -> Memory {

@@ -4,7 +4,8 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
+use crate::cost::inputs;
+use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
 /// The order of the features of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,15 @@ impl Op for Rearrange {
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
         let back = || -> Result<Tensor> { Ok(self.inverse().run(y_bar)?.reshape(saved.shape(0))?) };
         Ok(vec![wanted[0].then(back).transpose()?])
+    }
+
+    fn cost(&self, x: &[&Meta], _rule: Rule<'_>) -> Result<Cost> {
+        let [x] = inputs("rearrange", x)?;
+        let y = Meta::new(&self.joined, x.dtype);
+        if y.len() != x.len() {
+            return Err(Error::input("rearrange", format!("the elements of {:?}", self.split), &x.shape));
+        }
+        Ok(Cost::new(y, 0.0))
     }
 
     fn memory(&self) -> Memory {

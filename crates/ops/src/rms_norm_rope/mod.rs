@@ -7,10 +7,13 @@ use std::sync::Arc;
 
 use fewstep_tensor::{DType, Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
+use crate::cost::inputs;
+use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 pub use table::RopeTable;
 
 const NAME: &str = "rms_norm_rope";
+/// Operations an element: square and sum, scale and gain, and half of a rotation's six.
+const NORM_FLOPS: f64 = 7.0;
 
 /// Over what the root mean square is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +137,14 @@ impl Op for RmsNormRope {
         }
         let Device::Cpu = y_bar.device();
         dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(self, &e, saved, y_bar, wanted))
+    }
+
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        let [x, weight] = inputs(NAME, x)?;
+        let e = self.extents(&x.shape, &weight.shape)?;
+        let kept = vec![Meta::new(&[e.rows, e.d.checked_div(e.part).unwrap_or(0)], x.dtype)];
+        let scratch = if matches!(rule, Rule::Vjp([false, _])) { x.bytes() } else { 0 };
+        Ok(Cost { kept, scratch, ..Cost::elementwise(x.clone(), NORM_FLOPS, rule) })
     }
 
     fn memory(&self) -> Memory {

@@ -4,7 +4,8 @@ mod cpu;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
-use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
+use crate::cost::inputs;
+use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
 /// A tensor seen as [outer, axis, inner] around one axis.
 #[derive(Clone, Copy)]
@@ -71,6 +72,18 @@ impl Op for Slice {
         Ok(vec![wanted[0].then(put).transpose()?])
     }
 
+    fn cost(&self, x: &[&Meta], _rule: Rule<'_>) -> Result<Cost> {
+        let [x] = inputs("slice", x)?;
+        let mut y = x.clone();
+        let axis = Around::of("slice", &x.shape, self.axis)?.axis;
+        if self.start + self.len > axis {
+            let expected = format!("axis {} to hold {}..{}", self.axis, self.start, self.start + self.len);
+            return Err(Error::input("slice", expected, &x.shape));
+        }
+        y.shape[self.axis] = self.len;
+        Ok(Cost::new(y, 0.0))
+    }
+
     fn memory(&self) -> Memory {
         Memory::NOTHING
     }
@@ -135,6 +148,17 @@ impl Op for Concat {
         Ok(bars)
     }
 
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        let first = x.first().ok_or_else(|| Error::input("concat", "at least one input", 0))?;
+        let mut y = (*first).clone();
+        let axes = x.iter().map(|x| Ok(Around::of("concat", &x.shape, self.axis)?.axis));
+        y.shape[self.axis] = axes.collect::<Result<Vec<_>>>()?.iter().sum();
+        // Zeros stand in for tangents that are missing.
+        let missing = |moving: &[bool]| x.iter().zip(moving).filter(|(_, m)| !**m).map(|(x, _)| x.bytes()).sum();
+        let scratch = if let Rule::Jvp(moving) = rule { missing(moving) } else { 0 };
+        Ok(Cost { scratch, ..Cost::new(y, 0.0) })
+    }
+
     fn memory(&self) -> Memory {
         Memory::NOTHING
     }
@@ -163,6 +187,15 @@ impl Op for Reshape {
 
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
         Ok(vec![wanted[0].then(|| y_bar.reshape(saved.shape(0))).transpose()?])
+    }
+
+    fn cost(&self, x: &[&Meta], _rule: Rule<'_>) -> Result<Cost> {
+        let [x] = inputs("reshape", x)?;
+        let y = Meta::new(&self.shape, x.dtype);
+        if y.len() != x.len() {
+            return Err(Error::input("reshape", format!("the elements of {:?}", self.shape), &x.shape));
+        }
+        Ok(Cost::view(y))
     }
 
     fn memory(&self) -> Memory {

@@ -4,7 +4,8 @@ mod cpu;
 
 use fewstep_tensor::{DType, Device, Tensor};
 
-use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
+use crate::cost::inputs;
+use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
 /// y = [cos(t·ωᵢ) | sin(t·ωᵢ)], ωᵢ = 10000^(−i/(dim/2)), i < dim/2: t `[B]` → y `[B, dim]`.
 ///
@@ -52,6 +53,12 @@ impl Op for TimeEmbedding {
             return Err(Error::input("time_embedding", format!("a cotangent [B, {}]", self.dim), y_bar.shape()));
         }
         Ok(vec![Some(cpu::vjp(t, y_bar, self.dim)?.to_dtype(t.dtype()))])
+    }
+
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
+        let [t] = inputs("time_embedding", x)?;
+        let y = Meta::new(&[t.len(), self.dim], self.dtype);
+        Ok(Cost { scratch: y.len() * DType::F64.size(), ..Cost::elementwise(y, 2.0, rule) })
     }
 
     fn memory(&self) -> Memory {

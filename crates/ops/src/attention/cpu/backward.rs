@@ -45,6 +45,16 @@ impl Division {
     }
 }
 
+/// Elements of the cotangents as the tasks add them up.
+pub(super) fn parts(e: &Extents, wanted: &[bool]) -> usize {
+    if e.s == 0 || e.l == 0 {
+        return 0;
+    }
+    let d = Division::new(e);
+    let rows = [d.q_rows, d.k_rows, d.v_rows].into_iter().zip(wanted).filter(|(_, w)| **w).map(|(rows, _)| rows);
+    e.b * e.n * d.chunks * rows.sum::<usize>() * NR
+}
+
 /// What the tasks read: keys and values packed once, what belongs to the queries as it is.
 struct Inputs<'a, T: Real> {
     /// For S = K·Q, and by column for q̄ = Kᵀ·S̄.

@@ -1,23 +1,12 @@
-//! `fewstep apply`: a network on tensors from a file, to compare with other programs.
+//! The diffusion transformer: forward, Jacobian-vector product and gradients.
 
 use fewstep_nn::wan::{Wan, WanConfig};
 use fewstep_ops::{Conditions, Forward, Grads, Network, ParamId, Params, Plain, Recompute, Reverse};
 use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::{DType, Tensor};
 
-use crate::args::{ApplyArgs, DTypeArg, NetworkArg};
+use crate::args::ApplyArgs;
 use crate::error::{Error, Result};
-use crate::status;
-use crate::terminal::print;
-
-impl From<DTypeArg> for DType {
-    fn from(d: DTypeArg) -> DType {
-        match d {
-            DTypeArg::F32 => DType::F32,
-            DTypeArg::F64 => DType::F64,
-        }
-    }
-}
 
 /// Bare weights with the inputs of a file.
 pub struct Bare {
@@ -69,12 +58,11 @@ impl Bare {
     }
 }
 
-/// Runs the command.
+/// out; jvp; gradients.
 ///
 /// # Errors
-/// If the weights, an input or the output file refuses.
-pub fn run(args: &ApplyArgs) -> Result<()> {
-    let NetworkArg::Wan = args.network;
+/// If the weights or an input refuses.
+pub fn run(args: &ApplyArgs) -> Result<TensorFile> {
     let patch: [usize; 3] =
         args.patch.clone().try_into().map_err(|_| Error::Argument("--patch takes three numbers".into()))?;
     let bare = Bare::read(&args.weights, &args.inputs, args.heads, patch, args.dtype.into())?;
@@ -99,9 +87,7 @@ pub fn run(args: &ApplyArgs) -> Result<()> {
             put(&name, &t);
         }
     }
-    output.write(&args.output)?;
-    status!("Wrote", "{}: {} tensors", args.output.display(), output.tensors.len());
-    print(format_args!("{}\n", args.output.display()))
+    Ok(output)
 }
 
 fn gradients(bare: &Bare) -> Result<Vec<(String, Tensor)>> {
