@@ -254,6 +254,10 @@ pub enum NetworkArg {
     VaeEncode,
     /// Its decoder
     VaeDecode,
+    /// A umT5 text encoder
+    Umt5,
+    /// A T5 text encoder
+    T5,
 }
 
 /// Precisions that `apply` computes in.
@@ -274,7 +278,8 @@ pub enum DTypeArg {
     dx and dt, the tangents of x and t, for --jvp; loss_w, the cotangent of the output, for --grad.\n\
     Tensors written:\n  out; jvp; grad_x, grad_t, grad_ctx and grad.NAME for every parameter.\n\
     vae-encode: video [B, 3, 1 + 4k, H, W] in [-1, 1] gives enc_video [B, 16, 1 + k, H/8, W/8], normalised; image gives enc_image.\n\
-    vae-decode: z [B, 16, 1 + k, h, w] gives dec_video [B, 3, 1 + 4k, 8h, 8w], not clamped; z1 gives dec_image."
+    vae-decode: z [B, 16, 1 + k, h, w] gives dec_video [B, 3, 1 + 4k, 8h, 8w], not clamped; z1 gives dec_image.\n\
+    For umt5 and t5: ids and mask [B, L] are read, out and out_zeroed [B, L, D] written."
 )]
 pub struct ApplyArgs {
     /// Which network

@@ -1,6 +1,6 @@
 //! Clips drawn from a model for a list of prompts.
 
-use fewstep_diffusion::{Draw, FewStepGrid, Predictor, Schedule};
+use fewstep_diffusion::{Draw, Expert, Experts, FewStepGrid, Guidance, Predictor, Schedule};
 use fewstep_nn::wan::Wan;
 use fewstep_tensor::{DType, Tensor};
 
@@ -32,12 +32,14 @@ pub fn draw(
         let samples = match role {
             Role::Student(s) => {
                 let grid = few_step_grid(&s)?;
-                model.generate_few_step(&grid, draw, &text, |_, _| {})?
+                let expert = Expert { predictor: model, guidance: Guidance::NONE };
+                Experts::one(expert).generate_few_step(&grid, draw, &text, |_, _| {})?
             }
             Role::Teacher(t) => {
                 let empty = conditions(&vec![String::new(); part.len()])?.to_dtype(dtype);
                 let schedule = schedule(&t)?;
-                model.generate((t.sampler, &schedule), draw, (&text, &empty), t.guidance, |_, _| {})?
+                let expert = Expert { predictor: model, guidance: t.guidance };
+                Experts::one(expert).generate((t.sampler, &schedule), draw, (&text, &empty), |_, _| {})?
             }
         };
         let samples = samples.to_dtype(DType::F32);

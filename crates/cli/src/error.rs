@@ -29,9 +29,12 @@ pub enum Error {
     /// Reading, writing or arithmetic on tensors failed.
     #[error(transparent)]
     Tensor(fewstep_tensor::Error),
-    /// The data set or an image refused.
+    /// The data set refused.
     #[error(transparent)]
     Data(#[from] fewstep_data::DataError),
+    /// An image or a video refused.
+    #[error(transparent)]
+    Media(#[from] fewstep_media::MediaError),
     /// The operating system refused.
     #[error("{}: {source}", path.display())]
     Io {
@@ -121,7 +124,9 @@ impl Error {
             Error::Network(fewstep_nn::Error::Layout { network: "wan vae", .. }) => {
                 Some("give the weights of a Wan autoencoder, such as Wan2.1_VAE or the file in the folder vae")
             }
-            Error::Network(fewstep_nn::Error::Layout { .. }) => Some("give the weights of a Wan network"),
+            Error::Network(fewstep_nn::Error::Layout { network: "wan", .. }) => {
+                Some("give the weights of a Wan network")
+            }
             Error::Distill(fewstep_distill::Error::FolderHoldsRun { .. }) => {
                 Some("--resume goes on with the run in the folder")
             }

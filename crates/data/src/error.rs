@@ -1,6 +1,3 @@
-use std::io;
-use std::path::PathBuf;
-
 /// What can go wrong in this crate; what a user typed or chose comes with its remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -59,58 +56,6 @@ pub enum DataError {
         got: usize,
         /// The least that shows motion.
         least: usize,
-    },
-
-    /// Pixels and their stated shape disagree, or the shape cannot be shown.
-    #[error("{what}: expected {expected}, got {got}")]
-    Shape {
-        /// What was checked.
-        what: &'static str,
-        /// The shape or count that would have been right.
-        expected: String,
-        /// The shape or count that came.
-        got: String,
-    },
-
-    /// Pixels to be shown are NaN or infinite; they are reported, never painted as black.
-    #[error(
-        "{count} of {total} pixels are not finite, the first at element {first}: the network diverged or its weights are damaged"
-    )]
-    NonFinite {
-        /// How many pixels are NaN or infinite.
-        count: usize,
-        /// How many pixels there are.
-        total: usize,
-        /// The index of the first in [C, F, H, W] order.
-        first: usize,
-    },
-
-    /// A metadata entry cannot be stored in an image.
-    #[error("metadata `{key}`: {reason}")]
-    Metadata {
-        /// The entry's key.
-        key: String,
-        /// What is wrong with it and what would be right.
-        reason: &'static str,
-    },
-
-    /// The PNG encoder refused.
-    #[error("cannot encode PNG: {0}")]
-    Png(#[from] png::EncodingError),
-
-    /// The GIF encoder refused.
-    #[error("cannot encode GIF: {0}")]
-    Gif(#[from] gif::EncodingError),
-
-    /// A file or folder cannot be written.
-    #[error("cannot write `{}`: {source}; {remedy}", path.display())]
-    Write {
-        /// The file or folder asked for.
-        path: PathBuf,
-        /// What to do about it.
-        remedy: &'static str,
-        /// The cause, from the operating system.
-        source: io::Error,
     },
 }
 

@@ -4,7 +4,10 @@ use fewstep_ops::{Conditions, Network, Plain};
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith};
 
-use crate::{Branch, Denoiser, FewStepGrid, Guidance, Predictor, Result, Sampler, Schedule, Step, clean, few_step};
+use crate::{
+    Branch, Denoiser, FewStepGrid, Guidance, Predictor, Result, RfTime, Sampler, Schedule, Step, TrigTime, clean,
+    few_step,
+};
 
 /// Sub-streams of the sampling noise are steps; the published long grids have 8.
 fn noise(seed: u64, step: usize, first: u64, shape: &[usize]) -> Result<Tensor> {
@@ -23,8 +26,49 @@ pub struct Draw<'a> {
     pub shape: &'a [usize],
 }
 
-impl<N: Network> Predictor<'_, N> {
-    /// Samples in the grid's few steps; f64. `observe` sees each step's index and its x_0.
+/// A network with the guidance that it is sampled with.
+#[derive(Debug)]
+pub struct Expert<'a, N> {
+    /// The network.
+    pub predictor: Predictor<'a, N>,
+    /// Guidance of the many-step samplers.
+    pub guidance: Guidance,
+}
+
+impl<N> Clone for Expert<'_, N> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<N> Copy for Expert<'_, N> {}
+
+/// What answers at each noise level: one network, or, as in Wan2.2-A14B, one for noisy states and one for the rest.
+#[derive(Clone, Copy, Debug)]
+pub struct Experts<'a, N> {
+    noisy: Expert<'a, N>,
+    rest: Option<(RfTime, Expert<'a, N>)>,
+}
+
+impl<'a, N: Network> Experts<'a, N> {
+    /// One network for every time.
+    pub fn one(expert: Expert<'a, N>) -> Self {
+        Experts { noisy: expert, rest: None }
+    }
+
+    /// `noisy` where τ is at or above the boundary, `rest` below it.
+    pub fn two(noisy: Expert<'a, N>, boundary: RfTime, rest: Expert<'a, N>) -> Self {
+        Experts { noisy, rest: Some((boundary, rest)) }
+    }
+
+    fn at(&self, time: TrigTime) -> Expert<'a, N> {
+        match self.rest {
+            Some((boundary, rest)) if RfTime::from(time) < boundary => rest,
+            _ => self.noisy,
+        }
+    }
+
+    /// Samples in the grid's few steps, without guidance; f64. `observe` sees each step's index and its x_0.
     ///
     /// # Errors
     /// If shapes do not fit the network, or a prediction is not finite.
@@ -35,9 +79,9 @@ impl<N: Network> Predictor<'_, N> {
         conditions: &Conditions,
         observe: impl FnMut(usize, &Tensor),
     ) -> Result<Tensor> {
-        let predict = |x: &Tensor, _: usize, t| {
-            let t = vec![t; x.shape()[0]];
-            clean(x, &self.velocity(x, &t, conditions)?, &t)
+        let predict = |x: &Tensor, _: usize, time| {
+            let t = vec![time; x.shape()[0]];
+            clean(x, &self.at(time).predictor.velocity(x, &t, conditions)?, &t)
         };
         let fresh = |step| noise(draw.seed, step, draw.first, draw.shape);
         few_step(grid, &fresh(0)?, predict, fresh, observe)
@@ -52,18 +96,20 @@ impl<N: Network> Predictor<'_, N> {
         (sampler, schedule): (Sampler, &Schedule),
         draw: Draw,
         (conditions, unconditional): (&Conditions, &Conditions),
-        guidance: Guidance,
         observe: impl FnMut(Step, &Tensor),
     ) -> Result<Tensor> {
         let model = |x: &Tensor, step: Step| {
-            guidance.apply(|branch| {
+            let expert = self.at(step.time);
+            expert.guidance.apply(|branch| {
                 let c = if branch == Branch::Conditional { conditions } else { unconditional };
-                self.raw(x, step.timestep, c)
+                expert.predictor.raw(x, step.timestep, c)
             })
         };
         sampler.sample(schedule, &noise(draw.seed, 0, draw.first, draw.shape)?, model, observe)
     }
+}
 
+impl<N: Network> Predictor<'_, N> {
     /// The raw network's ε − x_0 at a rectified-flow state and a timestep in the schedules' unit, 1000·τ.
     fn raw(&self, x: &Tensor, timestep: f64, conditions: &Conditions) -> Result<Tensor> {
         let m = Plain::new(self.params);

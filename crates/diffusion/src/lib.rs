@@ -33,7 +33,7 @@ pub use denoiser::{Denoiser, Predictor, Tape, clean};
 pub use distribution::TimeDistribution;
 pub use error::{Error, Result};
 pub use few_step::{FewStepGrid, FewStepPreset, diffuse, few_step};
-pub use generate::Draw;
+pub use generate::{Draw, Expert, Experts};
 pub use guidance::{Branch, Guidance};
 pub use sampler::{Sampler, Step};
 pub use schedule::{Karras, Schedule, Space};

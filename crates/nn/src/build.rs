@@ -24,7 +24,13 @@ impl Builder {
     pub fn projection_with(&mut self, name: &str, inputs: usize, outputs: usize, init: Init) -> Projection {
         let weight = self.param(format!("{name}.weight"), &[outputs, inputs], init);
         let bias = self.param(format!("{name}.bias"), &[outputs], Init::Zeros);
-        Projection { weight, bias }
+        Projection { weight, bias: Some(bias) }
+    }
+
+    /// Declares `name.weight` [outputs, inputs] of variance 1/inputs, without a bias.
+    pub fn matrix(&mut self, name: &str, inputs: usize, outputs: usize) -> Projection {
+        let init = Init::Normal((inputs as f64).powf(-0.5));
+        Projection { weight: self.param(format!("{name}.weight"), &[outputs, inputs], init), bias: None }
     }
 
     /// Declares `name.weight` of ones and `name.bias` of zeros.
@@ -40,20 +46,23 @@ impl Builder {
     }
 }
 
-/// A linear layer with bias.
+/// A linear layer, with a bias or without.
 #[derive(Clone, Copy, Debug)]
 pub struct Projection {
     weight: ParamId,
-    bias: ParamId,
+    bias: Option<ParamId>,
 }
 
 impl Projection {
-    /// x·Wᵀ + b, and (c·x·Aᵀ)·Bᵀ where the weight has an adapter.
+    /// x·Wᵀ + b, or x·Wᵀ without a bias; and (c·x·Aᵀ)·Bᵀ where the weight has an adapter.
     ///
     /// # Errors
     /// If x has another width than the layer.
     pub fn apply<M: Mode>(&self, m: &M, x: &M::Value) -> Result<M::Value> {
-        let y = m.apply(Linear { bias: true }, &[x, &m.param(self.weight)?, &m.param(self.bias)?])?;
+        let y = match self.bias {
+            Some(bias) => m.apply(Linear { bias: true }, &[x, &m.param(self.weight)?, &m.param(bias)?])?,
+            None => m.apply(Linear { bias: false }, &[x, &m.param(self.weight)?])?,
+        };
         let Some(adapter) = m.adapter(self.weight) else { return Ok(y) };
         let low = m.apply(Linear { bias: false }, &[x, &m.param(adapter.a)?])?; // [..., r]
         let low = m.apply(Scale { by: adapter.scale }, &[&low])?;

@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 mod build;
+pub mod clip;
 mod error;
+pub mod t5;
 pub mod vae;
 pub mod wan;
 pub mod weights;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use fewstep_ops::{
-    Attention, GatedResidual, LayerNormAffine, LayerNormModulate, NormScope, Op, RmsNormRope, Rope, RopeStyle,
-    RopeTable, Saved, suite,
+    Attention, CausalConv, GatedResidual, LayerNormAffine, LayerNormModulate, NormScope, Op, Padding, RmsNormRope,
+    Rope, RopeStyle, RopeTable, Saved, suite,
 };
 use fewstep_tensor::gemm::{Mat, MatMut, Threads, gemm};
 use fewstep_tensor::{DType, Tensor};
@@ -128,4 +128,15 @@ fn gated_residual(bencher: Bencher<'_, '_>, rule: Rule) {
     let shapes: [&[usize]; 3] = [&[B, L, D], &[B, L, D], &[B, 1, D]];
     let bencher = bencher.counter(activations([3, 6, 4][rule as usize]));
     bench(bencher, &GatedResidual, &shapes, &[true; 3], rule);
+}
+
+/// Convolutions of the autoencoder's decoder, 3 × 3 × 3 over three frames: [height, width, channels].
+const FRAMES: [[usize; 3]; 3] = [[60, 104, 384], [120, 208, 192], [120, 208, 96]];
+
+#[divan::bench(args = FRAMES, sample_count = 5, sample_size = 1)]
+fn causal_conv(bencher: Bencher<'_, '_>, [h, w, c]: [usize; 3]) {
+    let bencher = bencher.counter(ItemsCount::new(2 * 27 * c * c * h * w));
+    let frame: &[usize] = &[1, h, w, c];
+    let op = CausalConv { stride: 1, padding: Padding::around(1) };
+    bench(bencher, &op, &[&[c, c, 3, 3, 3], &[c], frame, frame, frame], &[false; 5], Rule::Forward);
 }

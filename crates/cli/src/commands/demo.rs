@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::time::Instant;
 
-use fewstep_data::{Caption, Frames};
+use fewstep_data::Caption;
 use fewstep_distill::metrics::{Record, read_metrics};
+use fewstep_media::Frames;
 use fewstep_tensor::DType;
 
 use super::distill;

@@ -1,6 +1,7 @@
 //! One command, one module.
 
 mod apply;
+
 mod bench;
 mod check_jvp;
 mod config;

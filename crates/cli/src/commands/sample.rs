@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use fewstep_data::{DataError, Frames, Metadata};
+use fewstep_media::{Frames, MediaError, Metadata};
 use fewstep_tensor::DType;
 
 use crate::args::SampleArgs;
@@ -44,7 +44,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     Ok(())
 }
 
-type Write = fn(&Frames, &Path, &Metadata) -> std::result::Result<(), DataError>;
+type Write = fn(&Frames, &Path, &Metadata) -> std::result::Result<(), MediaError>;
 
 /// What writes files of this name's kind.
 fn writer(path: &Path) -> Result<Write> {

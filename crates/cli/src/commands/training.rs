@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use fewstep_data::Frames;
-use fewstep_data::video::contact_sheet;
 use fewstep_diffusion::{Denoiser, Predictor};
 use fewstep_distill::run_folder::Start;
 use fewstep_distill::training::{Ending, Hooks, LoopConfig, Training};
+use fewstep_media::{Frames, Metadata, contact_sheet};
 use fewstep_nn::wan::Wan;
 use fewstep_ops::Params;
 use serde::Serialize;
@@ -85,7 +84,7 @@ impl Hooks for Terminal<'_> {
         let sheet = || -> Result<Vec<u8>> {
             let frames =
                 clips.iter().map(|c| Frames::from_pixels(c, CLIP)).collect::<std::result::Result<Vec<_>, _>>()?;
-            Ok(contact_sheet(&frames)?.upscale(PREVIEW_SCALE)?.to_apng(&fewstep_data::Metadata::new())?)
+            Ok(contact_sheet(&frames)?.upscale(PREVIEW_SCALE)?.to_apng(&Metadata::new())?)
         };
         Ok(vec![("samples".into(), sheet().map_err(failed)?)])
     }

@@ -8,7 +8,7 @@ mod series;
 #[cfg(test)]
 mod tests;
 
-use fewstep_data::Frames;
+use fewstep_media::Frames;
 
 /// A page to be rendered. What is empty is left out.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -156,7 +156,7 @@ pub enum ReportError {
     Address(String),
     /// A clip cannot be encoded.
     #[error(transparent)]
-    Picture(#[from] fewstep_data::DataError),
+    Picture(#[from] fewstep_media::MediaError),
 }
 
 impl DataUri {

@@ -1,4 +1,5 @@
 use fewstep_data::{Digits, Split};
+use fewstep_media::Frames;
 
 use super::*;
 
@@ -14,7 +15,7 @@ fn picture(clip: u64, shake: f32) -> DataUri {
     for (i, pixel) in clip.pixels.iter_mut().enumerate() {
         *pixel += shake * (noise(i) as f32 - 0.5);
     }
-    DataUri::from_frames(&Frames::from_clip(&clip).unwrap()).unwrap()
+    DataUri::from_frames(&Frames::from_pixels(&clip.pixels, clip.dims()).unwrap()).unwrap()
 }
 
 fn texts(texts: &[&str]) -> Vec<String> {

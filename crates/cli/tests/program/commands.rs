@@ -193,6 +193,56 @@ fn apply_names_what_is_missing() {
 }
 
 #[test]
+fn apply_reproduces_the_published_text_encoders() {
+    let place = Place::new();
+    let cases = [
+        ("umt5", "umt5_weights_orig_bf16", "umt5_io"),
+        ("umt5", "umt5_weights_hf_f32", "umt5_io"),
+        ("t5", "t5_weights_hf_f32", "t5_io_hf"),
+    ];
+    for (network, weights, io) in cases {
+        let (weights, inputs) = (fixture(weights), fixture(io));
+        let files = ["apply", network, "--weights", &weights, "--inputs", &inputs, "-o", "results.safetensors"];
+        let reference = TensorFile::read(inputs.as_ref()).unwrap();
+        for (dtype, tolerance) in [("f64", 1e-9), ("f32", 1e-5)] {
+            place.done(&[&files[..], &["--dtype", dtype]].concat());
+            let results = TensorFile::read(&place.path("results.safetensors")).unwrap();
+            for (name, stored) in [("out", "out_f64"), ("out_zeroed", "out_f64_zeroed")] {
+                assert_near(name, &results.tensors[name], &reference.tensors[stored], tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn apply_refuses_what_is_no_input_of_a_text_encoder() {
+    let place = Place::new();
+    let (weights, inputs) = (fixture("umt5_weights_hf_f32"), fixture("umt5_io"));
+    let apply = |network: &str, weights: &str, inputs: &str, more: &[&str]| {
+        let files = ["apply", network, "--weights", weights, "--inputs", inputs, "-o", "out.safetensors"];
+        place.refused_untouched(&[&files[..], more].concat())
+    };
+    assert_says(&apply("t5", &weights, &inputs, &[]), &["holds another encoder", "`umt5`"]);
+    assert_says(&apply("umt5", &weights, &inputs, &["--jvp"]), &["--jvp"]);
+    assert_says(&apply("umt5", &weights, &fixture("wan_t2v_io"), &[]), &["no tensor 'ids'"]);
+    assert_says(&apply("umt5", &fixture("wan_tables"), &inputs, &[]), &["no known layout of umT5 or T5"]);
+    let changed = |change: fn(&mut Vec<f64>, &mut Vec<f64>)| {
+        let mut file = TensorFile::read(inputs.as_ref()).unwrap();
+        let [mut ids, mut mask] = ["ids", "mask"].map(|n| file.tensors[n].to_vec_f64());
+        change(&mut ids, &mut mask);
+        for (name, values) in [("ids", ids), ("mask", mask)] {
+            let shape = file.tensors[name].shape().to_vec();
+            file.tensors.insert(name.into(), Tensor::from_vec(values, &shape).unwrap());
+        }
+        file.write(&place.path("changed.safetensors")).unwrap();
+        apply("umt5", &weights, "changed.safetensors", &[])
+    };
+    assert_says(&changed(|ids, _| ids[3] = 64.0), &["below the 64 rows", "64"]);
+    assert_says(&changed(|ids, _| ids[3] = -1.0), &["-1", "no token"]);
+    assert_says(&changed(|_, mask| mask[3] = 0.0), &["ones, then zeros"]);
+}
+
+#[test]
 fn check_jvp_gives_a_verdict_on_models_and_on_bare_weights() {
     let (weights, inputs) = (fixture("wan_t2v_weights_diffusers_f32"), fixture("wan_t2v_io"));
     let place = Place::new();

@@ -1,8 +1,8 @@
 //! The layers of both halves, one frame at a time. Frames are [B, H, W, C].
 
 use fewstep_ops::{
-    Activation, Add, Attention, CausalConv, ChannelNorm, Init, Linear, Mode, Padding, ParamId, Reshape, Result, Slice,
-    Upsample,
+    Activation, Add, Attention, CausalConv, ChannelNorm, Error, Init, Linear, Mode, Padding, ParamId, Reshape, Result,
+    Slice, Upsample,
 };
 
 use crate::build::Builder;
@@ -152,7 +152,9 @@ impl Middle {
     }
 
     fn step<M: Mode>(&self, m: &M, x: M::Value) -> Result<M::Value> {
-        let [b, h, w, c] = m.primal(&x).dims()?;
+        let &[b, h, w, c] = m.shape(&x) else {
+            return Err(Error::input("wan vae", "a frame [B, H, W, C]", m.shape(&x)));
+        };
         let tokens = self.norm.apply(m, &x)?;
         let tokens = m.apply(Reshape { shape: vec![b, h * w, c] }, &[&tokens])?;
         let qkv = self.linear(m, self.qkv, &tokens)?;

@@ -19,6 +19,14 @@ fn value<T: Real>(a: Activation, x: T) -> T {
         Activation::GeluTanh => x * sigmoid(gelu_inner(x)),
         Activation::GeluExact => x * normal_cdf(x),
         Activation::Silu => x * sigmoid(x),
+        // A NaN stays one.
+        Activation::Relu => {
+            if x < T::ZERO {
+                T::ZERO
+            } else {
+                x
+            }
+        }
     }
 }
 
@@ -39,6 +47,13 @@ fn slope<T: Real>(a: Activation, x: T) -> T {
         Activation::Silu => {
             let s = sigmoid(x);
             (x * s).fma(T::ONE - s, s)
+        }
+        Activation::Relu => {
+            if x > T::ZERO {
+                T::ONE
+            } else {
+                T::ZERO
+            }
         }
     }
 }
@@ -67,6 +82,10 @@ macro_rules! specialise {
             }
             Activation::Silu => {
                 const $k: Activation = Activation::Silu;
+                $body
+            }
+            Activation::Relu => {
+                const $k: Activation = Activation::Relu;
                 $body
             }
         }

@@ -16,6 +16,8 @@ pub enum Activation {
     GeluExact,
     /// x/(1 + e⁻ˣ)
     Silu,
+    /// max(x, 0): T5. Its derivative at 0 is 0.
+    Relu,
 }
 
 /// Operations an element: an exponential of degree seven, a division and the polynomial around them.
@@ -85,9 +87,19 @@ mod tests {
     }
 
     #[test]
+    fn the_ramp_holds_every_rule_away_from_its_kink() {
+        let away = |x: f64| if x.abs() < 0.1 { x + 0.2_f64.copysign(x) } else { x };
+        for (seed, shape) in [&[3usize, 5, 7][..], &[0, 3], &[70, 300]].iter().enumerate() {
+            let x = suite::draw(seed as u64, 0, &[shape]).unwrap().remove(0);
+            let x = Tensor::from_vec(x.to_vec_f64().into_iter().map(away).collect(), shape).unwrap();
+            suite::check_at(&Activation::Relu, &[x], seed as u64).unwrap();
+        }
+    }
+
+    #[test]
     fn the_tails_are_the_identity_and_zero() {
         let x = Tensor::from_vec(vec![-200.0f32, -20.0, 20.0, 200.0], &[4]).unwrap();
-        for op in [Activation::GeluTanh, Activation::GeluExact, Activation::Silu] {
+        for op in [Activation::GeluTanh, Activation::GeluExact, Activation::Silu, Activation::Relu] {
             let y = op.forward(&[&x]).unwrap().y.to_vec_f64();
             assert!(y[0].abs() < 1e-7 && y[1].abs() < 1e-7, "{op:?}: {y:?}");
             assert!((y[2] - 20.0).abs() < 1e-6 && y[3] == 200.0, "{op:?}: {y:?}");

@@ -33,7 +33,7 @@ impl Padding {
 }
 
 /// The newest output frame of a convolution whose kernel ends at the newest input frame:
-/// y[b, h, w, o] = bias[o] + Σ W[o, i, t, u, v]·x_t[b, h·stride + u − top, w·stride + v − left, i].
+/// `y[b, h, w, o] = bias[o] + Σ W[o, i, t, u, v]·x_t[b, h·stride + u − top, w·stride + v − left, i]`.
 ///
 /// Inputs: W `[O, I, KT, KH, KW]` (or `[O, I, KH, KW]`, KT = 1), bias `[O]`, then 1 to KT frames `[B, H, W, I]`, oldest
 /// first; frames that are not given are zero, as before the beginning of a video. → `[B, H', W', O]`. Channels are last: a

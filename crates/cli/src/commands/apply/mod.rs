@@ -1,5 +1,6 @@
 //! `fewstep apply`: a network on tensors from a file, to compare with other programs.
 
+mod text;
 mod vae;
 mod wan;
 
@@ -29,6 +30,7 @@ pub fn run(args: &ApplyArgs) -> Result<bool> {
         NetworkArg::Wan => Some(wan::run(args)?),
         NetworkArg::VaeEncode => vae::encode(args)?,
         NetworkArg::VaeDecode => vae::decode(args)?,
+        NetworkArg::Umt5 | NetworkArg::T5 => Some(text::run(args)?),
     };
     let Some(output) = output else { return Ok(true) };
     output.write(&args.output)?;

@@ -1,0 +1,126 @@
+//! Rows of a table.
+
+mod cpu;
+
+use std::sync::Arc;
+
+use fewstep_tensor::{DType, Device, Tensor, dispatch_float};
+
+use crate::cost::{self, Cost, Meta, Rule};
+use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
+
+const NAME: &str = "embedding";
+
+/// yᵢ = table[idsᵢ]: table `[V, D]` → y `[I, D]`.
+///
+/// The ids are the op's own, so nothing is differentiated by them. The table may be in bf16, as stored: only the rows that
+/// are taken are read and widened, so that a table larger than memory serves while it is mapped from its file. The gradient
+/// of a table has the table's dtype; that of a bf16 table is given in the output's dtype, in which it is accumulated.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    /// The row of the table for each row of y.
+    pub ids: Arc<[u32]>,
+    /// The dtype of y: f32 or f64.
+    pub dtype: DType,
+}
+
+impl Embedding {
+    fn extents(&self, table: &[usize]) -> Result<[usize; 2]> {
+        let &[v, d] = table else {
+            return Err(Error::input(NAME, "a table [V, D]", table));
+        };
+        match self.ids.iter().find(|&&id| id as usize >= v) {
+            Some(id) => Err(Error::input(NAME, format!("ids below the {v} rows of the table"), id)),
+            None => Ok([v, d]),
+        }
+    }
+
+    fn gather(&self, table: &Tensor) -> Result<Tensor> {
+        let [_, d] = self.extents(table.shape())?;
+        let Device::Cpu = table.device();
+        dispatch_float!(NAME, self.dtype, T => cpu::gather::<T>(&self.ids, d, table))
+    }
+}
+
+impl Op for Embedding {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn forward(&self, x: &[&Tensor]) -> Result<Output> {
+        match x {
+            [table] => Ok(self.gather(table)?.into()),
+            _ => Err(Error::input(NAME, "one table", x.len())),
+        }
+    }
+
+    fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
+        let primal = self.forward(x)?.y;
+        Ok(Dual { primal, tangent: x_dot[0].map(|d| self.gather(d)).transpose()? })
+    }
+
+    fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let [v, d] = self.extents(saved.shape(0))?;
+        if y_bar.shape() != [self.ids.len(), d] {
+            return Err(Error::input(NAME, format!("a cotangent {:?}", [self.ids.len(), d]), y_bar.shape()));
+        }
+        if !wanted[0] {
+            return Ok(vec![None]);
+        }
+        let Device::Cpu = y_bar.device();
+        let table_bar = dispatch_float!(NAME, y_bar.dtype(), T => cpu::scatter::<T>(&self.ids, [v, d], y_bar))?;
+        let dtype = saved.dtype(0);
+        Ok(vec![Some(if dtype == DType::Bf16 { table_bar } else { table_bar.to_dtype(dtype) })])
+    }
+
+    fn cost(&self, x: &[&Meta], _rule: Rule<'_>) -> Result<Cost> {
+        let [table] = cost::inputs(NAME, x)?;
+        let [_, d] = self.extents(&table.shape)?;
+        Ok(Cost::new(Meta::new(&[self.ids.len(), d], self.dtype), 0.0))
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::NOTHING
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite;
+
+    fn op(ids: &[u32]) -> Embedding {
+        Embedding { ids: ids.into(), dtype: DType::F64 }
+    }
+
+    #[test]
+    fn every_rule_holds_with_repeated_absent_and_no_rows() {
+        suite::check(&op(&[3, 0, 3, 3, 1]), &[&[5, 7]], 1).unwrap();
+        suite::check(&op(&[]), &[&[5, 7]], 2).unwrap();
+        suite::check(&op(&[0]), &[&[1, 1]], 3).unwrap();
+        suite::check(&op(&[1, 0]), &[&[2, 0]], 4).unwrap();
+        let many: Vec<u32> = (0..600).map(|i| i * 7 % 33).collect();
+        suite::check(&op(&many), &[&[33, 65]], 5).unwrap();
+    }
+
+    #[test]
+    fn a_bf16_table_gives_its_rows_widened_exactly() {
+        let table = suite::draw(6, 0, &[&[9, 40]]).unwrap().remove(0).to_dtype(DType::Bf16);
+        let wide = table.to_dtype(DType::F32);
+        let op = Embedding { ids: [8, 2, 2].into(), dtype: DType::F32 };
+        let (a, b) = (op.forward(&[&table]).unwrap().y, op.forward(&[&wide]).unwrap().y);
+        assert_eq!((a.dtype(), a.to_vec_f64()), (DType::F32, b.to_vec_f64()));
+        let output = op.forward(&[&table]).unwrap();
+        let bars = op.vjp(&Saved::of(&op, &[&table], &output), &a, &[true]).unwrap();
+        assert_eq!(bars[0].as_ref().unwrap().dtype(), DType::F32, "accumulated in the output's dtype");
+    }
+
+    #[test]
+    fn an_id_beyond_the_table_is_refused_by_number() {
+        let table = suite::draw(7, 0, &[&[5, 2]]).unwrap().remove(0);
+        for id in [5, u32::MAX] {
+            let e = op(&[0, id]).forward(&[&table]).unwrap_err().to_string();
+            assert!(e.contains("below the 5 rows") && e.contains(&id.to_string()), "{e}");
+        }
+    }
+}
