@@ -2,6 +2,7 @@
 
 mod cpu;
 
+use fewstep_tensor::gemm::panel_cols;
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
 use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
@@ -50,6 +51,15 @@ impl Linear {
         let e = self.extents(x.shape(), w.shape(), b.map(Tensor::shape))?;
         let Device::Cpu = x.device();
         dispatch_float!("linear", x.dtype(), T => Ok(cpu::forward::<T>(&e, x, w, b, onto)?))
+    }
+}
+
+/// Elements of a narrow weight that are widened at a time.
+fn widened(e: &Extents, rule: Rule<'_>) -> usize {
+    match rule {
+        Rule::Vjp([false, ..]) => 0,
+        Rule::Vjp(_) => panel_cols(e.rows, e.inputs, e.outputs).min(e.inputs) * e.outputs,
+        _ => panel_cols(e.rows, e.outputs, e.inputs).min(e.outputs) * e.inputs,
     }
 }
 
@@ -110,7 +120,8 @@ impl Op for Linear {
         }
         let e = self.extents(&x[0].shape, &x[1].shape, x.get(2).map(|b| b.shape.as_slice()))?;
         let product = 2.0 * e.rows as f64 * e.inputs as f64 * e.outputs as f64;
-        Ok(Cost::new(Meta::new(&e.shape, x[0].dtype), product * rule.products(&[0, 1])))
+        let scratch = if x[1].dtype == x[0].dtype { 0 } else { widened(&e, rule) * x[0].dtype.size() };
+        Ok(Cost { scratch, ..Cost::new(Meta::new(&e.shape, x[0].dtype), product * rule.products(&[0, 1])) })
     }
 
     fn memory(&self) -> Memory {
@@ -156,6 +167,19 @@ mod tests {
                 assert!(rules(&narrow) == rules(&narrow.to_dtype(dtype)), "{rows}x{i}x{o} {dtype}");
             }
         }
+    }
+
+    #[test]
+    fn a_narrow_weight_costs_its_widened_panel_and_the_result_keeps_the_dtype_of_x() {
+        use fewstep_tensor::DType;
+        let meta = |shape: &[usize], dtype| Meta::new(shape, dtype);
+        let (x, w) = (meta(&[2000, 64], DType::F32), meta(&[4096, 64], DType::Bf16));
+        for (rule, panel) in [(Rule::Forward, 1024 * 64), (Rule::Vjp(&[true, false]), 64 * 4096)] {
+            let cost = Linear { bias: false }.cost(&[&x, &w], rule).unwrap();
+            assert_eq!((cost.y, cost.scratch), (meta(&[2000, 4096], DType::F32), panel * 4));
+        }
+        let same = Linear { bias: false }.cost(&[&x, &meta(&[4096, 64], DType::F32)], Rule::Forward).unwrap();
+        assert_eq!(same.scratch, 0);
     }
 
     #[test]
