@@ -20,7 +20,7 @@ fn read(name: &str) -> TensorFile {
 /// The network of a fixture, from the configuration in its header.
 fn network(file: &TensorFile) -> Wan {
     let json: serde_json::Value = serde_json::from_str(&file.metadata["json"]).unwrap();
-    Wan::new(WanConfig::from_original_json(&json["config"]).unwrap()).unwrap()
+    Wan::new(WanConfig::from_json(&json["config"]).unwrap()).unwrap()
 }
 
 struct Case {
@@ -284,6 +284,22 @@ fn matrices_kept_in_bf16_give_the_bits_of_widened_ones() {
     let widened = case.load("orig_bf16", DType::F32);
     assert_eq!(case.forward(&kept, DType::F32).to_vec_f64(), case.forward(&widened, DType::F32).to_vec_f64());
     assert_eq!(case.jvp(&kept, DType::F32).to_vec_f64(), case.jvp(&widened, DType::F32).to_vec_f64());
+}
+
+#[test]
+fn both_descriptions_of_a_network_say_what_its_weights_show() {
+    for family in FAMILIES {
+        let config = network(&read(&format!("{family}_io"))).config().clone();
+        let theirs = read(&format!("{family}_io_diffusers"));
+        let json: serde_json::Value = serde_json::from_str(&theirs.metadata["json"]).unwrap();
+        assert_eq!(WanConfig::from_json(&json["config"]).unwrap(), config);
+        let file = read(&format!("{family}_weights_orig_bf16"));
+        assert_eq!(WanConfig::of_weights_with(&file, config.clone()).unwrap(), config);
+        let silent = WanConfig { image_dim: Some(1280), ..config.clone() };
+        assert_eq!(WanConfig::of_weights_with(&file, silent).unwrap(), config, "weights know the image branch");
+        let other = WanConfig { layers: 3, ..config };
+        assert!(WanConfig::of_weights_with(&file, other).unwrap_err().to_string().contains("another network"));
+    }
 }
 
 #[test]
