@@ -21,6 +21,8 @@ pub enum Policy {
     /// Matrices in bf16 stay as they are stored, and mapped where the file is; the rest is in the compute dtype. Those
     /// matrices are not read, so their values are unchecked.
     KeepMatrices(DType),
+    /// Every tensor as it is stored: to write it elsewhere.
+    AsStored,
 }
 
 impl From<DType> for Policy {
@@ -30,13 +32,13 @@ impl From<DType> for Policy {
 }
 
 impl Policy {
-    fn keeps(self, t: &Tensor, spec: &ParamSpec) -> bool {
-        matches!(self, Policy::KeepMatrices(_)) && spec.shape.len() == 2 && t.dtype() == DType::Bf16
-    }
-
-    fn compute(self) -> DType {
+    /// A tensor as this policy wants it, and whether its values are checked.
+    fn apply(self, t: Tensor) -> (Tensor, bool) {
         match self {
-            Policy::Widen(dtype) | Policy::KeepMatrices(dtype) => dtype,
+            Policy::Widen(dtype) => (t.to_dtype(dtype), true),
+            Policy::KeepMatrices(_) if t.shape().len() == 2 && t.dtype() == DType::Bf16 => (t, false),
+            Policy::KeepMatrices(dtype) => (t.to_dtype(dtype), true),
+            Policy::AsStored => (t, true),
         }
     }
 }
@@ -76,14 +78,11 @@ pub fn load(
         let name = layout.name_of(&spec.name);
         match named.get(name.as_str()) {
             Some(t) if t.shape() == spec.shape || t.shape() == layout.shape_of(spec) => {
-                let t = t.reshape(&spec.shape)?;
-                if policy.keeps(&t, spec) {
-                    tensors.push(t);
-                } else {
-                    let t = t.to_dtype(policy.compute());
+                let (t, checked) = policy.apply(t.reshape(&spec.shape)?);
+                if checked {
                     refuse_non_finite(&t, &name, path)?;
-                    tensors.push(t);
                 }
+                tensors.push(t);
             }
             Some(t) => problems.push(format!("  misshapen  {name}: expected {:?}, got {:?}", spec.shape, t.shape())),
             None => problems.push(format!("  missing    {name} {:?}", spec.shape)),
@@ -98,14 +97,14 @@ pub fn load(
     Ok(Params::new(specs, tensors)?)
 }
 
-/// A file of a network's weights in a layout, in a storage dtype.
+/// A file of a network's weights in a layout, in a storage dtype, or (`None`) each as it is.
 ///
 /// # Errors
 /// If a parameter does not fit the layout's shape.
-pub fn store(params: &Params, layout: &dyn Layout, dtype: DType) -> Result<TensorFile> {
-    let mut file = TensorFile::default();
+pub fn store(params: &Params, layout: &dyn Layout, dtype: impl Into<Option<DType>>) -> Result<TensorFile> {
+    let (dtype, mut file) = (dtype.into(), TensorFile::default());
     for (spec, t) in params.specs().iter().zip(params.tensors()) {
-        let shaped = t.to_dtype(dtype).reshape(&layout.shape_of(spec))?;
+        let shaped = t.to_dtype(dtype.unwrap_or(t.dtype())).reshape(&layout.shape_of(spec))?;
         file.tensors.insert(layout.name_of(&spec.name), shaped);
     }
     Ok(file)

@@ -129,11 +129,11 @@ impl Wan {
         weights::load(file, path, self.specs(), &layout, policy)
     }
 
-    /// Weights as a file of a layout, in a storage dtype.
+    /// Weights as a file of a layout, in a storage dtype, or (`None`) each as it is.
     ///
     /// # Errors
     /// If the weights are not this network's.
-    pub fn store(&self, params: &Params, layout: WanLayout, dtype: DType) -> Result<TensorFile> {
+    pub fn store(&self, params: &Params, layout: WanLayout, dtype: impl Into<Option<DType>>) -> Result<TensorFile> {
         weights::store(params, &layout, dtype)
     }
 }
