@@ -17,6 +17,9 @@ pub enum Error {
     /// Training failed.
     #[error(transparent)]
     Distill(fewstep_distill::Error),
+    /// A published file was refused.
+    #[error(transparent)]
+    Format(fewstep_formats::Error),
     /// A network or its weights were refused.
     #[error(transparent)]
     Network(fewstep_nn::Error),
@@ -86,10 +89,20 @@ impl From<fewstep_tensor::Error> for Error {
     }
 }
 
+impl From<fewstep_formats::Error> for Error {
+    fn from(e: fewstep_formats::Error) -> Self {
+        match e {
+            fewstep_formats::Error::Tensor(e) => e.into(),
+            other => Error::Format(other),
+        }
+    }
+}
+
 impl From<fewstep_nn::Error> for Error {
     fn from(e: fewstep_nn::Error) -> Self {
         match e {
             fewstep_nn::Error::Tensor(e) => e.into(),
+            fewstep_nn::Error::Format(e) => e.into(),
             other => Error::Network(other),
         }
     }
