@@ -1,8 +1,13 @@
 //! The command line.
 
+mod export;
+mod released;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub use export::{ExportArgs, FormatArg, LayoutArg, StorageArg};
+pub use released::{GridArg, ModelParts, SamplerArg, SamplingArgs};
 
 /// Distils diffusion and flow models into generators of one to four steps.
 #[derive(Debug, Parser)]
@@ -24,6 +29,8 @@ pub enum Command {
     Distill(DistillArgs),
     /// Draw clips from a model for prompts
     Sample(SampleArgs),
+    /// Build, encode and verify training shards
+    Dataset(DatasetCommand),
     /// Measure quality, diversity and caption accuracy against held-out clips
     Evaluate(EvaluateArgs),
     /// Compare forward-mode tangents with difference quotients, for any model
@@ -134,31 +141,146 @@ pub struct DemoArgs {
 
 /// Arguments of `sample`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Models:\n  A model.safetensors of this program, builtin:digits-teacher, or a released model: the folder as it was downloaded\n  \
+    (the original release's or diffusers'), a file of weights, or a name such as wan2.1-t2v-1.3b, which is looked for in\n  \
+    $FEWSTEP_MODELS and in the Hugging Face cache.\n\
+    Outputs, by the end of the name:\n  .mp4 (H.264), .gif, .png (animated), .safetensors (latents), or a folder of PNG frames."
+)]
 pub struct SampleArgs {
-    /// Model file, or builtin:digits-teacher
+    /// Model: a file, a folder or a released model's name
     #[arg(long)]
     pub model: String,
     /// Prompt; repeat for several
-    #[arg(long, required_unless_present = "prompts")]
+    #[arg(long)]
     pub prompt: Vec<String>,
     /// File with a prompt on each line
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
-    /// Steps, if not the model's own number
-    #[arg(long)]
-    pub steps: Option<usize>,
+    /// File with the prompts' embeddings [B, 512, D] in place of prompts; a tensor `negative` [512, D] may be beside them
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompts"])]
+    pub embeddings: Option<PathBuf>,
+    /// First frame, for image to video
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// How it is drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Where its parts are.
+    #[command(flatten)]
+    pub parts: ModelParts,
     /// Seed of the noise
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// File to write: .gif or .png (animated); several prompts are numbered
-    #[arg(long, short, default_value = "sample.gif")]
-    pub output: PathBuf,
-    /// Enlarge every pixel so many times
+    /// Where to write; several prompts are numbered [default: sample.mp4, or sample.gif for digits]
+    #[arg(long, short)]
+    pub output: Option<PathBuf>,
+    /// Frames a second
+    #[arg(long, default_value_t = 16.0)]
+    pub fps: f64,
+    /// Enlarge every pixel so many times (digits)
     #[arg(long, default_value_t = 8)]
     pub scale: usize,
     /// Where to compute
     #[arg(long, value_enum, default_value_t)]
     pub device: DeviceArg,
+}
+
+/// Arguments of `dataset`.
+#[derive(Debug, Args)]
+pub struct DatasetCommand {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: DatasetArgs,
+}
+
+/// What `dataset` does.
+#[derive(Debug, Subcommand)]
+pub enum DatasetArgs {
+    /// Sample a teacher into shards; goes on where it was interrupted
+    Build(DatasetBuildArgs),
+    /// Turn a folder of videos or images with captions into shards
+    Encode(DatasetEncodeArgs),
+    /// Check every member of a set of shards
+    Verify(DatasetVerifyArgs),
+}
+
+/// Arguments of `dataset build`.
+#[derive(Debug, Args)]
+pub struct DatasetBuildArgs {
+    /// Teacher: a file, a folder or a released model's name
+    #[arg(long)]
+    pub model: String,
+    /// File with a prompt on each line
+    #[arg(long, value_name = "FILE")]
+    pub prompts: PathBuf,
+    /// Samples in all; the prompts are taken in turn [default: one for each prompt]
+    #[arg(long)]
+    pub count: Option<u64>,
+    /// How samples are drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Where the teacher's parts are.
+    #[command(flatten)]
+    pub parts: ModelParts,
+    /// Seed of the noise
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Samples in a shard
+    #[arg(long, default_value_t = 256)]
+    pub shard_size: u64,
+    /// Folder of the shards
+    #[arg(long, short)]
+    pub output: PathBuf,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceArg,
+}
+
+/// Arguments of `dataset encode`.
+#[derive(Debug, Args)]
+#[command(after_help = "The caption of NAME.mp4 (or .png, .jpg, .webp, .gif) is the text of NAME.txt beside it.")]
+pub struct DatasetEncodeArgs {
+    /// Folder of videos or images, each with a caption beside it
+    #[arg(long, value_name = "DIR")]
+    pub input: PathBuf,
+    /// Released model whose autoencoder and text encoder are used
+    #[arg(long)]
+    pub model: String,
+    /// Where the parts are.
+    #[command(flatten)]
+    pub parts: ModelParts,
+    /// Frames taken of each video, 1 + 4k; images give one
+    #[arg(long, default_value_t = 81)]
+    pub frames: usize,
+    /// Size to which frames are brought, in pixels
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = released::size, default_value = "832x480")]
+    pub size: [usize; 2],
+    /// Frames a second to which videos are brought
+    #[arg(long, default_value_t = 16.0)]
+    pub fps: f64,
+    /// Samples in a shard
+    #[arg(long, default_value_t = 256)]
+    pub shard_size: u64,
+    /// Folder of the shards
+    #[arg(long, short)]
+    pub output: PathBuf,
+}
+
+/// Arguments of `dataset verify`.
+#[derive(Debug, Args)]
+pub struct DatasetVerifyArgs {
+    /// Folder of shards, or one merged tar
+    pub path: PathBuf,
+    /// Samples that there must be
+    #[arg(long)]
+    pub samples: Option<u64>,
+    /// Shape that every latent must have, such as 16,21,60,104
+    #[arg(long, value_delimiter = ',')]
+    pub latent: Vec<usize>,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `evaluate`.
@@ -317,64 +439,6 @@ pub struct ApplyArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value_t)]
     pub device: DeviceArg,
-}
-
-/// Names and shapes that tensors are written under.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LayoutArg {
-    /// Those of the original Wan
-    Original,
-    /// Those of the rCM reference
-    Rcm,
-    /// Those of diffusers
-    Diffusers,
-}
-
-/// Element types that tensors are written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum StorageArg {
-    /// bfloat16
-    Bf16,
-    /// Single precision
-    F32,
-}
-
-/// Kinds of files of weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FormatArg {
-    /// safetensors
-    Safetensors,
-    /// What torch.save writes
-    Pth,
-}
-
-/// Arguments of `export`.
-#[derive(Debug, Args)]
-pub struct ExportArgs {
-    /// Model file, published weights (a file or folder), or builtin:digits-teacher
-    #[arg(long)]
-    pub model: String,
-    /// Names and shapes of the tensors
-    #[arg(long, value_enum)]
-    pub layout: LayoutArg,
-    /// A file that ends in .safetensors or .pth, or else a folder with config.json
-    #[arg(long, short)]
-    pub output: PathBuf,
-    /// Element type of every tensor, if not as it is
-    #[arg(long, value_enum)]
-    pub dtype: Option<StorageArg>,
-    /// Kind of file, where its ending does not say
-    #[arg(long, value_enum)]
-    pub format: Option<FormatArg>,
-    /// Attention heads, if not 128 wide and nothing beside the weights says
-    #[arg(long)]
-    pub heads: Option<usize>,
-    /// Largest file of a folder; more is cut into several, with an index
-    #[arg(long, value_name = "BYTES", default_value_t = 10_000_000_000)]
-    pub shard_size: u64,
-    /// Replace what is there
-    #[arg(long)]
-    pub force: bool,
 }
 
 /// Arguments of `train-classifier`.

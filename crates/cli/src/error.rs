@@ -17,9 +17,6 @@ pub enum Error {
     /// Training failed.
     #[error(transparent)]
     Distill(fewstep_distill::Error),
-    /// A published file was refused.
-    #[error(transparent)]
-    Format(fewstep_formats::Error),
     /// A network or its weights were refused.
     #[error(transparent)]
     Network(fewstep_nn::Error),
@@ -61,6 +58,24 @@ pub enum Error {
     /// The report could not be made.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
+    /// Shards were refused.
+    #[error(transparent)]
+    Shards(#[from] fewstep_shards::Error),
+    /// A set of shards is not sound.
+    #[error("{findings} of the set's members are not sound (see the list); build or fetch their shards again")]
+    UnsoundShards {
+        /// How many.
+        findings: usize,
+    },
+    /// A file of weights was refused.
+    #[error(transparent)]
+    Formats(fewstep_formats::Error),
+    /// A prompt, a tokenizer or a text encoder was refused.
+    #[error(transparent)]
+    Text(fewstep_text::Error),
+    /// A model's parts were refused.
+    #[error(transparent)]
+    Pipeline(fewstep_pipeline::Error),
     /// A plan was refused.
     #[error(transparent)]
     Plan(#[from] fewstep_plan::Error),
@@ -89,21 +104,45 @@ impl From<fewstep_tensor::Error> for Error {
     }
 }
 
-impl From<fewstep_formats::Error> for Error {
-    fn from(e: fewstep_formats::Error) -> Self {
-        match e {
-            fewstep_formats::Error::Tensor(e) => e.into(),
-            other => Error::Format(other),
-        }
-    }
-}
-
 impl From<fewstep_nn::Error> for Error {
     fn from(e: fewstep_nn::Error) -> Self {
         match e {
             fewstep_nn::Error::Tensor(e) => e.into(),
             fewstep_nn::Error::Format(e) => e.into(),
             other => Error::Network(other),
+        }
+    }
+}
+
+impl From<fewstep_formats::Error> for Error {
+    fn from(e: fewstep_formats::Error) -> Self {
+        match e {
+            fewstep_formats::Error::Tensor(e) => e.into(),
+            other => Error::Formats(other),
+        }
+    }
+}
+
+impl From<fewstep_text::Error> for Error {
+    fn from(e: fewstep_text::Error) -> Self {
+        match e {
+            fewstep_text::Error::Io { path, source } => Error::Io { path: path.into(), source },
+            fewstep_text::Error::Formats(e) => e.into(),
+            fewstep_text::Error::Network(e) => e.into(),
+            fewstep_text::Error::Tensor(e) => e.into(),
+            other => Error::Text(other),
+        }
+    }
+}
+
+impl From<fewstep_pipeline::Error> for Error {
+    fn from(e: fewstep_pipeline::Error) -> Self {
+        match e {
+            fewstep_pipeline::Error::Formats(e) => e.into(),
+            fewstep_pipeline::Error::Text(e) => e.into(),
+            fewstep_pipeline::Error::Network(e) => e.into(),
+            fewstep_pipeline::Error::Tensor(e) => e.into(),
+            other => Error::Pipeline(other),
         }
     }
 }

@@ -19,6 +19,7 @@ pub mod drawing;
 pub mod error;
 pub mod interrupt;
 pub mod model;
+pub mod released;
 pub mod report;
 pub mod settings;
 pub mod source;

@@ -1,5 +1,6 @@
 //! A model file: weights that say themselves what network they are of and how it is sampled.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -7,10 +8,13 @@ use std::path::{Path, PathBuf};
 use fewstep_diffusion::{Denoiser, Guidance, Predictor, Sampler, Shift, Sigma, Wrapper};
 use fewstep_distill::digest;
 use fewstep_distill::distiller::TeacherReference;
+use fewstep_formats::read_weights;
 use fewstep_nn::wan::{Wan, WanConfig, WanLayout};
 use fewstep_ops::Params;
+use fewstep_pipeline::{Parts, locate};
 use fewstep_tensor::DType;
 use fewstep_tensor::file::TensorFile;
+use fewstep_text::Identity;
 use serde::{Deserialize, Serialize};
 
 use crate::digits::suits_clips;
@@ -68,7 +72,13 @@ impl Model {
     /// If it cannot be read, does not describe itself, or its weights are not those of its network.
     pub fn load(source: &str, dtype: DType) -> Result<Self> {
         let (file, sha256) = read(source)?;
-        Self::described(source, (&file, sha256), dtype)
+        let model = Self::described(source, (&file, sha256), dtype)?;
+        match suits_clips(model.network().config()) {
+            Ok(()) => Ok(model),
+            Err((key, problem)) => Err(Error::Argument(format!(
+                "{source}: its network does not suit the clips: {key}: {problem}; {WRITTEN}"
+            ))),
+        }
     }
 
     /// Reads a teacher: a model file, or bare weights in any published layout, which show their extents themselves but for
@@ -103,7 +113,7 @@ impl Model {
                  or `fewstep apply` for bare weights"
             ))
         })?;
-        refuse_other_than_clips(source, &network, file.tensors.len())?;
+        refuse_absurd(source, &network, file.tensors.len())?;
         let wan = Wan::new(network)?;
         let params = wan.load_from(file, &path, dtype)?;
         let reference = TeacherReference { path: source.into(), sha256 };
@@ -187,6 +197,34 @@ fn folder_config(folder: &Path) -> Result<Option<WanConfig>> {
     Ok(Some(WanConfig::from_json(&json)?))
 }
 
+/// What the header of a file says of how its model is sampled, if this program wrote it.
+///
+/// # Errors
+/// If the description cannot be read.
+pub fn role_of(metadata: &HashMap<String, String>) -> Result<Option<Role>> {
+    let description = metadata.get(DESCRIPTION_KEY).map(|text| serde_json::from_str::<Description>(text));
+    let refused = |e| Error::Argument(format!("cannot read the model's description ({e}); {WRITTEN}"));
+    Ok(description.transpose().map_err(refused)?.map(|d| d.role))
+}
+
+/// Whether a model is one of the moving digits: inside the program, or described as a network of their clips.
+///
+/// # Errors
+/// If a file that is there cannot be read.
+pub fn is_of_digits(source: &str) -> Result<bool> {
+    if source.starts_with(BUILTIN) {
+        return Ok(true);
+    }
+    let path = Path::new(source);
+    if !path.is_file() || path.extension().is_none_or(|e| e != "safetensors") {
+        return Ok(false);
+    }
+    let file = TensorFile::read(path)?;
+    let description = file.metadata.get(DESCRIPTION_KEY).and_then(|t| serde_json::from_str::<Description>(t).ok());
+    Ok(description.is_some_and(|d| suits_clips(&d.network).is_ok()))
+}
+
+/// Reads a model's file, or what is published as a folder or in PyTorch's format, with the hash of what was read.
 fn read(source: &str) -> Result<(TensorFile, String)> {
     let path = PathBuf::from(source);
     match source.strip_prefix(BUILTIN) {
@@ -194,7 +232,32 @@ fn read(source: &str) -> Result<(TensorFile, String)> {
             let bytes = builtin(name)?;
             Ok((TensorFile::parse(bytes, &path)?, digest::sha256(bytes)))
         }
-        None => Ok((TensorFile::read(&path).map_err(unreadable)?, digest::sha256_file(&path)?)),
+        None => published(&path),
+    }
+}
+
+fn published(path: &Path) -> Result<(TensorFile, String)> {
+    if path.is_file() {
+        let file = read_weights(path).map_err(|e| match e {
+            fewstep_formats::Error::Tensor(e) => unreadable(e),
+            other => other.into(),
+        })?;
+        return Ok((file, digest::sha256_file(path)?));
+    }
+    let path = locate(&path.to_string_lossy()).map_err(|e| match e {
+        fewstep_pipeline::Error::Missing { .. } => {
+            Error::Argument(format!("cannot read the model {e}, or {BUILTIN}digits-teacher, or a model.safetensors"))
+        }
+        other => other.into(),
+    })?;
+    let parts = Parts::find(&path)?;
+    match parts.transformers.as_slice() {
+        [one] => Ok((read_weights(one)?, Identity::of_weights(one)?.to_string())),
+        several => Err(Error::Argument(format!(
+            "{}: a teacher is one network, here are {}: give the file or folder of one",
+            path.display(),
+            several.len()
+        ))),
     }
 }
 
@@ -207,13 +270,8 @@ fn unreadable(e: fewstep_tensor::Error) -> Error {
     }
 }
 
-/// A description may promise a network of any extents: it is held against the clips and the file before it is built.
-fn refuse_other_than_clips(source: &str, network: &WanConfig, tensors: usize) -> Result<()> {
-    if let Err((key, problem)) = suits_clips(network) {
-        return Err(Error::Argument(format!(
-            "{source}: its network does not suit the clips: {key}: {problem}; {WRITTEN}"
-        )));
-    }
+/// A description may promise a network of any extents: it is held against the file before it is built.
+fn refuse_absurd(source: &str, network: &WanConfig, tensors: usize) -> Result<()> {
     match network.layers > tensors {
         true => Err(Error::Argument(format!(
             "{source}: it describes {} layers and holds {tensors} tensors; {WRITTEN}",

@@ -75,6 +75,10 @@ pub struct ShardsData {
     /// What guidance is taken against.
     #[serde(default)]
     pub negative: Negative,
+    /// Folder of the released model whose text encoder encodes a negative prompt that is given as text; the teacher's own
+    /// folder if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// Weights of the VAE by which each latent is decoded, clamped to ±1 and encoded again, as published; without them
     /// latents are used as they are stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]

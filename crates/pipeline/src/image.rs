@@ -28,7 +28,7 @@ impl ImageConditioner {
     pub fn load(image_encoder: Option<&Path>, dtype: DType) -> Result<Self> {
         let read = |path: &Path| -> Result<(ClipVision, Params)> {
             let file = read_weights(path)?;
-            let tower = ClipVision::new(ClipConfig::of_weights(&file)?)?;
+            let tower = ClipVision::new(ClipConfig::of_weights(&file, None)?)?;
             let params = tower.load_from(&file, path, dtype)?;
             Ok((tower, params))
         };

@@ -166,7 +166,8 @@ impl<'a> Set<'a> {
             }
             None => {
                 if shard_files(folder).is_ok() {
-                    let reason = "holds shards without a dataset.json, so they are not of this set: choose another folder";
+                    let reason =
+                        "holds shards without a dataset.json, so they are not of this set: choose another folder";
                     return Err(Error::NoSet { path: folder.to_path_buf(), reason: reason.into() });
                 }
                 let manifest = Manifest::new(plan.all_settings());
@@ -237,10 +238,9 @@ impl<'a> Set<'a> {
             return Err(bad(format!("a prompt of {} bytes, at most {PROMPT_MAX} fit", sample.prompt.len())));
         }
         let mut fixed = self.manifest.latent.is_none();
-        for (what, tensor, shape) in [
-            ("latent", &sample.latent, &mut self.manifest.latent),
-            ("embed", &sample.embed, &mut self.manifest.embed),
-        ] {
+        for (what, tensor, shape) in
+            [("latent", &sample.latent, &mut self.manifest.latent), ("embed", &sample.embed, &mut self.manifest.embed)]
+        {
             let want = shape.get_or_insert_with(|| tensor.shape().to_vec());
             if tensor.shape() != want {
                 return Err(bad(format!("{what} of shape {:?}, the set has {want:?}", tensor.shape())));

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use fewstep_formats::torch;
 use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::{DType, Element, Tensor, bf16};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::{Error, Result, torch};
+use crate::{Error, Result};
 
 /// How a tensor is encoded in a member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -35,7 +36,7 @@ impl Encoding {
     /// If the form cannot hold the tensor.
     pub fn encode(self, tensor: &Tensor, name: &str) -> Result<Vec<u8>> {
         match self {
-            Encoding::Torch => torch::encode_tensor(tensor),
+            Encoding::Torch => Ok(torch::encode_tensor(tensor)?),
             Encoding::Safetensors => safetensors(tensor, name),
         }
     }
@@ -46,7 +47,7 @@ impl Encoding {
     /// If the bytes are damaged or hold anything else.
     pub fn decode(self, bytes: &[u8]) -> Result<Tensor> {
         match self {
-            Encoding::Torch => torch::decode_tensor(bytes),
+            Encoding::Torch => Ok(torch::decode_tensor(bytes)?),
             Encoding::Safetensors => {
                 let file = TensorFile::parse(bytes, Path::new("member"))?;
                 match file.tensors.len() {

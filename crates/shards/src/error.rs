@@ -122,3 +122,9 @@ impl From<fewstep_tensor::Error> for Error {
         }
     }
 }
+
+impl From<fewstep_formats::Error> for Error {
+    fn from(e: fewstep_formats::Error) -> Self {
+        Error::Tensor(e.to_string())
+    }
+}

@@ -27,7 +27,6 @@ pub mod order;
 pub mod prefetch;
 pub mod reader;
 pub mod scan;
-mod torch;
 pub mod verify;
 
 pub use build::{BuildOutcome, BuildPlan, BuildProgress, Sample, build};

@@ -1,10 +1,10 @@
 //! `dataset.json`: how a set was built, and the size and SHA-256 of each finished shard.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use fewstep_tensor::file::write_aside;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -12,6 +12,7 @@ use crate::{Error, Result};
 
 /// The manifest's file name.
 pub const MANIFEST: &str = "dataset.json";
+const ASIDE: &str = ".dataset.json.part";
 const FORMAT: &str = "fewstep-shards";
 const VERSION: u32 = 1;
 /// A manifest larger than this is not read: a million shards would have about 150 MB.
@@ -63,8 +64,9 @@ impl Manifest {
     /// If it cannot be read, is damaged, or is of another version.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = Self::path(folder);
-        let damaged = |reason: String| {
-            Error::Archive { path: path.clone(), reason: format!("{reason}; restore the file, or move it away to start the set again") }
+        let damaged = |reason: String| Error::Archive {
+            path: path.clone(),
+            reason: format!("{reason}; restore the file, or move it away to start the set again"),
         };
         match std::fs::metadata(&path) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
@@ -88,7 +90,15 @@ impl Manifest {
     pub fn write(&self, folder: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self).map_err(|e| Error::Tensor(e.to_string()))?;
         text.push('\n');
-        Ok(write_aside(&Self::path(folder), |f| f.write_all(text.as_bytes()))?)
+        // Always the same name: what a crash leaves is used again by the next build, which alone may write here.
+        let aside = folder.join(ASIDE);
+        let written = File::create(&aside).and_then(|mut f| {
+            f.write_all(text.as_bytes())?;
+            f.sync_all()
+        });
+        written.map_err(Error::io(&aside))?;
+        std::fs::rename(&aside, Self::path(folder)).map_err(Error::io(&aside))?;
+        File::open(folder).and_then(|d| d.sync_all()).map_err(Error::io(folder))
     }
 
     /// A line for each setting that differs from `asked`.

@@ -64,7 +64,8 @@ impl Prefetcher {
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let farewell = Farewell(Arc::clone(&shared));
         let work = move || read_ahead(&farewell.0, &reader, depth);
-        let thread = Builder::new().name("fewstep-shards".into()).spawn(work).map_err(Error::io("a thread".as_ref()))?;
+        let thread =
+            Builder::new().name("fewstep-shards".into()).spawn(work).map_err(Error::io("a thread".as_ref()))?;
         Ok(Prefetcher { shared, thread: Some(thread) })
     }
 

@@ -151,7 +151,9 @@ impl ShardReader {
                 match (entry.missing(), options.incomplete) {
                     (None, _) => samples.push((s as u32, e as u32)),
                     (Some(what), Incomplete::Refuse) => return Err(bad(shard, entry, format!("no {what}"))),
-                    (Some(what), Incomplete::LeaveOut) => left_out.push(bad(shard, entry, format!("no {what}")).to_string()),
+                    (Some(what), Incomplete::LeaveOut) => {
+                        left_out.push(bad(shard, entry, format!("no {what}")).to_string())
+                    }
                 }
             }
             counts.push(samples.len() - before);

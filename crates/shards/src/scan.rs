@@ -95,7 +95,7 @@ pub fn scan<R: Read + Seek>(source: R, len: u64) -> Scan {
         Ok(entries) => {
             // Raw: the library would otherwise read long names and extensions of any size into memory.
             for entry in entries.raw(true) {
-                let went_on = entry.map_err(|e| format!("unreadable header after byte {}: {e}", walk.end));
+                let went_on = entry.map_err(|e| walk.unreadable(&e));
                 if let Err(reason) = went_on.and_then(|entry| walk.member(&mut scan, entry)) {
                     scan.problem("", reason);
                     return scan;
@@ -120,6 +120,13 @@ struct Walk {
 }
 
 impl Walk {
+    fn unreadable(&self, e: &std::io::Error) -> String {
+        match self.len.checked_sub(self.end) {
+            Some(rest) if rest < BLOCK => format!("cut off within a header, {rest} bytes after byte {}", self.end),
+            _ => format!("unreadable header after byte {}: {e}", self.end),
+        }
+    }
+
     /// Takes a member in. An error ends the scan.
     fn member<R: Read>(&mut self, scan: &mut Scan, mut entry: tar::Entry<'_, R>) -> Result<(), String> {
         let (offset, size) = (entry.raw_file_position(), entry.size());

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::Result;
 use crate::codec::count_non_finite;
 use crate::digest::sha256_file;
 use crate::index::{Shard, scan_file};
@@ -15,7 +16,6 @@ use crate::layout::Part;
 use crate::manifest::Manifest;
 use crate::reader::{read_prompt, read_tensor, shard_files};
 use crate::scan::Entry;
-use crate::Result;
 
 /// What a set must be, beyond being sound.
 #[derive(Clone, Debug, Default)]
@@ -133,13 +133,14 @@ pub fn verify(path: &Path, expected: &Expected, progress: &(dyn Fn(VerifyProgres
 fn check_shard(path: &PathBuf, manifest: Option<&Manifest>, step: &(dyn Fn(u64) + Sync)) -> Checked {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let mut checked = Checked { name, ..Checked::default() };
-    let (shard, mut file) = match scan_file(path).and_then(|s| Ok((s, File::open(path).map_err(crate::Error::io(path))?))) {
-        Ok(opened) => opened,
-        Err(e) => {
-            checked.find("", e.to_string());
-            return checked;
-        }
-    };
+    let (shard, mut file) =
+        match scan_file(path).and_then(|s| Ok((s, File::open(path).map_err(crate::Error::io(path))?))) {
+            Ok(opened) => opened,
+            Err(e) => {
+                checked.find("", e.to_string());
+                return checked;
+            }
+        };
     (checked.bytes, checked.ignored) = (shard.bytes, shard.scan.ignored);
     for problem in &shard.scan.problems {
         checked.find(&problem.member, &problem.reason);
@@ -219,9 +220,7 @@ fn shapes(report: &mut Report, checked: &[Checked], expected: &Expected, manifes
     report.embed = said(&expected.embed, manifest.map(|m| &m.embed))
         .or_else(|| commonest(seen().filter_map(|(_, s)| s.embed.as_ref())));
     for (shard, sample) in seen() {
-        for (what, got, want) in
-            [("latent", &sample.latent, &report.latent), ("embed", &sample.embed, &report.embed)]
-        {
+        for (what, got, want) in [("latent", &sample.latent, &report.latent), ("embed", &sample.embed, &report.embed)] {
             if let (Some(got), Some(want)) = (got, want)
                 && got != want
             {

@@ -1,8 +1,8 @@
 use std::path::Path;
 
+use fewstep_formats::read_weights;
 use fewstep_nn::t5::{T5Config, T5Encoder};
 use fewstep_ops::Params;
-use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::{CacheKey, EmbeddingCache, Error, Identity, Result, Tokenizer, clean};
@@ -41,12 +41,12 @@ impl TextEncoder {
     /// If a file cannot be read or is damaged, or the tokenizer has ids that the encoder does not embed.
     pub fn load(weights: &Path, tokenizer: &Path, dtype: DType) -> Result<Self> {
         let tokenizer = Tokenizer::read(tokenizer)?;
-        let file = TensorFile::read(weights)?;
+        let file = read_weights(weights)?;
         let encoder = T5Encoder::new(T5Config::of_weights(&file)?)?;
         tokenizer.refuse_beyond(encoder.config().vocab)?;
         let params = encoder.load_from(&file, weights, dtype)?;
         let cleaning = if encoder.config().shared_bias { Cleaning::Nothing } else { Cleaning::Published };
-        Ok(TextEncoder { tokenizer, encoder, params, identity: Identity::of_file(weights)?, cleaning, dtype })
+        Ok(TextEncoder { tokenizer, encoder, params, identity: Identity::of_weights(weights)?, cleaning, dtype })
     }
 
     /// The encoder.

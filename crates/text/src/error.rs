@@ -41,6 +41,9 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// A file of weights was refused.
+    #[error(transparent)]
+    Formats(#[from] fewstep_formats::Error),
     /// The encoder or its weights were refused.
     #[error(transparent)]
     Network(#[from] fewstep_nn::Error),

@@ -13,6 +13,9 @@ const BLOCKS: u64 = 256;
 /// Bytes of one such block.
 const BLOCK_BYTES: u64 = 4096;
 
+/// Endings of files of weights.
+const WEIGHTS: [&str; 4] = ["safetensors", "pth", "pt", "bin"];
+
 /// What weights a file holds, told without reading all of it.
 ///
 /// SHA-256 of the size, the first MiB (in which safetensors keep names and places), and 256 blocks of 4 KiB spread evenly to
@@ -21,7 +24,36 @@ const BLOCK_BYTES: u64 = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity(pub(crate) [u8; 32]);
 
+impl std::fmt::Display for Identity {
+    /// Hexadecimal.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 impl Identity {
+    /// The identity of published weights: of a file, or of all files of weights in a folder or beside an index, by name.
+    ///
+    /// # Errors
+    /// If one cannot be read.
+    pub fn of_weights(path: &Path) -> Result<Self> {
+        let index = path.to_string_lossy().ends_with(".json");
+        let Some(folder) = (if path.is_dir() { Some(path) } else { path.parent().filter(|_| index) }) else {
+            return Self::of_file(path);
+        };
+        let entries =
+            std::fs::read_dir(folder).and_then(|e| e.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>());
+        let mut files = entries.map_err(Error::io(folder))?;
+        files.retain(|f| f.extension().is_some_and(|e| WEIGHTS.iter().any(|w| e == *w)));
+        files.sort_unstable();
+        let mut hash = Sha256::new();
+        for file in files {
+            hash.update(file.file_name().unwrap_or_default().as_encoded_bytes());
+            hash.update(Self::of_file(&file)?.0);
+        }
+        Ok(Identity(hash.finalize().into()))
+    }
+
     /// The identity of a file.
     ///
     /// # Errors

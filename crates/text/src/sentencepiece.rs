@@ -68,16 +68,7 @@ pub(crate) fn tokenizer(bytes: &[u8]) -> Result<Tokenizer, String> {
     let mut tokenizer = Tokenizer::new(unigram);
 
     let normalizer = model.normalizer.unwrap_or_default();
-    let mut steps: Vec<NormalizerWrapper> = Vec::new();
-    let map = normalizer.charsmap.unwrap_or_default();
-    if !map.is_empty() {
-        if let Some(problem) = charsmap::refuse(&map) {
-            return Err(problem.to_string());
-        }
-        steps.push(Precompiled::from(&map).map_err(|e| e.to_string())?.into());
-    }
-    steps.push(Strip::new(false, true).into());
-    steps.push(Replace::new(ReplacePattern::Regex(" {2,}".into()), "▁").map_err(|e| e.to_string())?.into());
+    let steps = steps(&normalizer.charsmap.unwrap_or_default())?;
     tokenizer.with_normalizer(Some(Sequence::new(steps))).map_err(|e| e.to_string())?;
     let scheme = if normalizer.add_dummy_prefix.unwrap_or(true) { PrependScheme::Always } else { PrependScheme::Never };
     tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', scheme, true)));
@@ -91,6 +82,20 @@ pub(crate) fn tokenizer(bytes: &[u8]) -> Result<Tokenizer, String> {
         .collect();
     tokenizer.add_special_tokens(added).map_err(|e| e.to_string())?;
     Ok(tokenizer)
+}
+
+/// The character map, if any, no blanks at the end, and runs of blanks as one.
+fn steps(map: &[u8]) -> Result<Vec<NormalizerWrapper>, String> {
+    let mut steps: Vec<NormalizerWrapper> = Vec::new();
+    if !map.is_empty() {
+        if let Some(problem) = charsmap::refuse(map) {
+            return Err(problem.to_string());
+        }
+        steps.push(Precompiled::from(map).map_err(|e| e.to_string())?.into());
+    }
+    steps.push(Strip::new(false, true).into());
+    steps.push(Replace::new(ReplacePattern::Regex(" {2,}".into()), "▁").map_err(|e| e.to_string())?.into());
+    Ok(steps)
 }
 
 /// Refuses pieces that no trained model has and that its search cannot take.

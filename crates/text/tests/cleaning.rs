@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_text::{WAN_NEGATIVE_PROMPT, clean, read_prompts};
 
 fn pairs() -> Vec<(String, String)> {
@@ -50,4 +51,57 @@ fn a_file_of_prompts_is_its_lines_and_invalid_utf8_is_refused_by_line() {
     let message = read_prompts(&path).unwrap_err().to_string();
     assert!(message.contains("prompt 2") && message.contains("UTF-8"), "{message}");
     assert!(read_prompts(&dir.path().join("none")).unwrap_err().to_string().contains("none"));
+}
+
+/// Fragments that meet each fix, and bytes that are no text when they are cut.
+const FRAGMENTS: [&str; 20] = [
+    "Ã©",
+    "â€œ",
+    "â€\u{9d}",
+    "Ã\u{a0}",
+    "\u{1b}[3",
+    "\u{1b}[0m",
+    "&am",
+    "&amp;",
+    "&#x1f600;",
+    "&#x110000;",
+    "<",
+    "\0",
+    "\u{feff}",
+    "ﬁ",
+    "ｶ\u{ff9e}",
+    "e\u{301}",
+    "\u{fffd}",
+    "ðŸ˜€",
+    " ",
+    "\r\n",
+];
+
+#[test]
+fn no_text_ends_the_program_and_clean_text_has_no_runs_of_blanks() {
+    let cases: u64 = std::env::var("FEWSTEP_FUZZ_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
+    for case in 0..cases {
+        let draws = Stream::new(case, Purpose::Check, 0).uniform(0, 24);
+        let mut text = String::new();
+        for d in draws.chunks(2) {
+            match (d[0] * 30.0) as usize {
+                i if i < FRAGMENTS.len() => text.push_str(FRAGMENTS[i]),
+                // Latin letters with accents, which wrongly decoded text is made of, and anything at all.
+                i if i < 26 => text.push(char::from((d[1] * 256.0) as u8)),
+                _ => text.extend(char::from_u32((d[1] * f64::from(0x11_0000)) as u32)),
+            }
+        }
+        let cleaned = clean(&text);
+        assert!(!cleaned.contains("  ") && cleaned.trim() == cleaned, "case {case}: {text:?} gives {cleaned:?}");
+    }
+}
+
+#[test]
+fn ten_megabytes_are_cleaned_within_seconds() {
+    for piece in ["Ã©â€œ&amp;&#233; ", "a", "猫"] {
+        let start = std::time::Instant::now();
+        let cleaned = clean(&piece.repeat((10 << 20) / piece.len()));
+        println!("{piece:?}: {:.1} s", start.elapsed().as_secs_f64());
+        assert!(!cleaned.is_empty());
+    }
 }

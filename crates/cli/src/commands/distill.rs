@@ -34,7 +34,7 @@ pub fn run(args: &DistillArgs) -> Result<bool> {
     let s = &resolved.value;
     let teacher = Model::load_teacher(&s.teacher, s.heads, COMPUTE)?;
     status!("Teacher", "{}: {} parameters", s.teacher, teacher.params.count());
-    let source = example_source(&s.data, teacher.network().config())?;
+    let source = example_source(&s.data, &s.teacher, teacher.network().config())?;
     if s.distill.method.is_continuous() && !args.no_check {
         check(&teacher, source.as_ref(), s.distill.run.seed)?;
     }

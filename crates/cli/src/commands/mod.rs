@@ -5,6 +5,7 @@ mod apply;
 mod bench;
 mod check_jvp;
 mod config;
+mod dataset;
 mod demo;
 mod distill;
 mod evaluate;
@@ -32,6 +33,7 @@ pub fn run(cli: Cli) -> Result<bool> {
         Command::Teach(a) => teach::run(&a),
         Command::Distill(a) => distill::run(&a),
         Command::Sample(a) => sample::run(&a).map(|()| false),
+        Command::Dataset(a) => dataset::run(&a),
         Command::Evaluate(a) => evaluate::run(&a).map(|()| false),
         Command::CheckJvp(a) => check_jvp::run(&a).map(|()| false),
         Command::Bench(a) => bench::run(&a).map(|()| false),

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::args::{ConfigArgs, TrainArgs};
 use crate::configuration::{Layers, Preset, Resolved, resolve};
-use crate::digits::CLIP;
+use crate::digits::{CLIP, suits_clips};
 use crate::drawing::draw;
 use crate::error::{Error, Result};
 use crate::interrupt::{self, Interrupted};
@@ -77,6 +77,10 @@ impl Hooks for Terminal<'_> {
     }
 
     fn preview(&mut self, _iteration: u64, weights: &Params) -> fewstep_distill::Result<Vec<(String, Vec<u8>)>> {
+        // Only the clips of digits are small enough, and their prompts known.
+        if suits_clips(self.denoiser.network().config()).is_err() {
+            return Ok(Vec::new());
+        }
         let prompts = PREVIEW_PROMPTS.map(String::from).to_vec();
         let model = Predictor { denoiser: self.denoiser, params: weights };
         let failed = |e: Error| fewstep_distill::Error::Examples(e.into());

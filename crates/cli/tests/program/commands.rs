@@ -9,9 +9,7 @@ use fewstep_tensor::{DType, Tensor};
 use crate::{PROMPT, Place, TEACHER, assert_says, refusal, text};
 
 fn fixture(name: &str) -> String {
-    let folder = std::env::var_os("FEWSTEP_FIXTURES")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures")), PathBuf::from);
-    folder.join(format!("{name}.safetensors")).to_str().unwrap().to_owned()
+    crate::fixtures().join(format!("{name}.safetensors")).to_str().unwrap().to_owned()
 }
 
 fn sample<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {

@@ -7,6 +7,7 @@ mod commands;
 mod export;
 mod files;
 mod plan;
+mod released;
 mod settings;
 mod training;
 
@@ -43,6 +44,11 @@ impl Place {
         let place = Place(tempfile::tempdir().unwrap());
         place.write(TEACHER, weights);
         place
+    }
+
+    /// With nothing inside.
+    fn empty() -> Self {
+        Place(tempfile::tempdir().unwrap())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -140,6 +146,12 @@ impl Drop for Running {
         drop(self.0.kill());
         drop(self.0.wait());
     }
+}
+
+/// The folder of golden files.
+fn fixtures() -> PathBuf {
+    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
+    std::env::var_os("FEWSTEP_FIXTURES").map_or_else(|| own.into(), PathBuf::from)
 }
 
 /// The command line of a tiny teacher's training.

@@ -11,7 +11,7 @@ use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 
 const NAME: &str = "embedding";
 
-/// yᵢ = table[idsᵢ]: table `[V, D]` → y `[I, D]`.
+/// Row i of y is row idsᵢ of the table: table `[V, D]` → y `[I, D]`.
 ///
 /// The ids are the op's own, so nothing is differentiated by them. The table may be in bf16, as stored: only the rows that
 /// are taken are read and widened, so that a table larger than memory serves while it is mapped from its file. The gradient

@@ -1,10 +1,10 @@
 //! The crate from outside: building, crashing, verifying, reading.
 
-mod build;
+mod building;
 mod crash;
 mod hostile;
 mod read;
-mod verify;
+mod verifying;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -24,7 +24,11 @@ pub fn sample(i: u64) -> Sample {
         let n = shape.iter().product();
         Tensor::from_vec(stream.normal(k, n), shape).unwrap().to_dtype(DType::Bf16)
     };
-    Sample { latent: draw(0, &LATENT), embed: draw(1, &EMBED), prompt: format!("prompt {i}: {}", "é".repeat(i as usize % 7)) }
+    Sample {
+        latent: draw(0, &LATENT),
+        embed: draw(1, &EMBED),
+        prompt: format!("prompt {i}: {}", "é".repeat(i as usize % 7)),
+    }
 }
 
 pub fn plan(total: u64, shard_size: u64) -> BuildPlan {

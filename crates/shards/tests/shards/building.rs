@@ -17,7 +17,8 @@ fn a_set_has_the_published_names_in_the_published_order() {
     assert_eq!(names, ["dataset.json", "shard_000000.tar", "shard_000001.tar", "shard_000002.tar"]);
     let tar = std::fs::File::open(dir.path().join("shard_000002.tar")).unwrap();
     let mut archive = tar::Archive::new(tar);
-    let members: Vec<_> = archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
+    let members: Vec<_> =
+        archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
     let want = ["000000008", "000000009"].map(|k| ["latent.pt", "embed.pt", "prompt.txt"].map(|e| format!("{k}.{e}")));
     assert_eq!(members, want.concat());
 }
@@ -42,7 +43,7 @@ fn a_build_that_is_stopped_again_and_again_is_the_uninterrupted_one_bit_for_bit(
         }
     }
     assert!(asked.iter().copied().eq(0..11), "no sample is asked for twice: {asked:?}");
-    assert_eq!(files(stopped.path()), files(straight.path()));
+    assert!(files(stopped.path()) == files(straight.path()));
 }
 
 #[test]
@@ -70,7 +71,7 @@ fn a_shard_renamed_just_before_a_crash_is_taken_into_the_manifest() {
     build(other.path(), &plan(4, 2), source, stop, |_| {}).unwrap();
     std::fs::copy(other.path().join("dataset.json"), dir.path().join("dataset.json")).unwrap();
     whole(dir.path(), 4, 2, Encoding::Torch);
-    assert_eq!(files(dir.path()), want);
+    assert!(files(dir.path()) == want);
 }
 
 #[test]
@@ -85,7 +86,7 @@ fn a_removed_shard_is_made_again_and_a_shortened_one_is_refused() {
     assert!(e.contains("shard_000001.tar") && e.contains("remove it"), "{e}");
     std::fs::remove_file(&path).unwrap();
     whole(dir.path(), 6, 2, Encoding::Torch);
-    assert_eq!(files(dir.path()), want);
+    assert!(files(dir.path()) == want);
 }
 
 #[test]
@@ -125,9 +126,11 @@ fn a_folder_with_the_shards_of_others_is_refused() {
 #[test]
 fn samples_that_are_not_finite_or_of_another_shape_or_fail_are_errors_that_keep_the_others() {
     let dir = tempfile::tempdir().unwrap();
-    let (nan, wide) = (Tensor::full(&EMBED, f64::NAN, DType::F32, Device::Cpu), Tensor::zeros(&[7, 8], DType::Bf16, Device::Cpu));
+    let (nan, wide) =
+        (Tensor::full(&EMBED, f64::NAN, DType::F32, Device::Cpu), Tensor::zeros(&[7, 8], DType::Bf16, Device::Cpu));
     for (embed, what) in [(nan, "48 elements of its embed are NaN"), (wide, "embed of shape [7, 8]")] {
-        let bad = |i| Ok::<_, Infallible>(if i == 2 { Sample { embed: embed.clone(), ..sample(i) } } else { sample(i) });
+        let bad =
+            |i| Ok::<_, Infallible>(if i == 2 { Sample { embed: embed.clone(), ..sample(i) } } else { sample(i) });
         let e = build(dir.path(), &plan(4, 4), bad, || false, |_| {}).unwrap_err().to_string();
         assert!(e.contains("sample '000000002'") && e.contains(what), "{e}");
     }

@@ -11,8 +11,12 @@ fn check(path: &Path) -> Report {
 
 /// A set whose shard 0 is changed by hand.
 fn changed(change: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, Report) {
+    changed_as(Encoding::Torch, change)
+}
+
+fn changed_as(encoding: Encoding, change: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, Report) {
     let dir = tempfile::tempdir().unwrap();
-    whole(dir.path(), 4, 2, Encoding::Torch);
+    whole(dir.path(), 4, 2, encoding);
     // As a set made by others: without a manifest, so that the change is found by its own kind of damage.
     std::fs::remove_file(dir.path().join("dataset.json")).unwrap();
     let path = dir.path().join("shard_000000.tar");
@@ -97,11 +101,11 @@ fn a_prompt_that_is_not_utf8_is_found() {
 
 #[test]
 fn a_tensor_that_is_not_finite_is_found() {
-    let (_dir, report) = changed(|bytes| {
-        let at = find(bytes, b"archive/data/0");
-        // Two bytes of a bf16 NaN at a multiple of 64 behind the name.
-        let data = (at + 14).next_multiple_of(64) + 64;
-        bytes[data..data + 2].copy_from_slice(&[0xc0, 0x7f]);
+    // A form without sums, where the number itself is what is found.
+    let (_dir, report) = changed_as(Encoding::Safetensors, |bytes| {
+        let at = find(bytes, b"{\"latent\"");
+        let header = u64::from_le_bytes(bytes[at - 8..at].try_into().unwrap()) as usize;
+        bytes[at + header + 2..at + header + 4].copy_from_slice(&[0xc0, 0x7f]);
     });
     says(&report, "shard_000000.tar", "000000000", "1 of 120 elements are NaN");
 }
@@ -118,4 +122,11 @@ fn a_key_in_two_shards_and_another_shape_are_found() {
     let report = verify(one.path(), &expected, &|_| {}).unwrap();
     says(&report, "shard_000001.tar", "000000000", "duplicate key: shard_000000.tar");
     says(&report, "shard_000000.tar", "000000001", "latent of shape [4, 2, 3, 5], expected [1, 2]");
+}
+
+#[test]
+fn a_flipped_bit_of_a_tensor_is_found_by_the_sum_in_its_member() {
+    let (_dir, report) = changed(|bytes| bytes[1100] ^= 4);
+    assert!(report.findings.iter().all(|f| (f.shard.as_str(), f.member.as_str()) == ("shard_000000.tar", "000000000")));
+    assert_eq!(report.findings.len(), 1, "{report:#?}");
 }
