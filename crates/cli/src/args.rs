@@ -1,10 +1,12 @@
 //! The command line.
 
+mod export;
 mod released;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+pub use export::{ExportArgs, FormatArg, LayoutArg, StorageArg};
 pub use released::{GridArg, ModelParts, SamplerArg, SamplingArgs};
 
 /// Distils diffusion and flow models into generators of one to four steps.
@@ -41,6 +43,8 @@ pub enum Command {
     Config(ConfigCommand),
     /// Run a network on tensors from a safetensors file
     Apply(ApplyArgs),
+    /// Write a model's weights as other programs load them
+    Export(ExportArgs),
     /// Train the classifier whose features `evaluate` measures in
     TrainClassifier(TrainClassifierArgs),
     /// Print shell completions

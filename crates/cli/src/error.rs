@@ -108,6 +108,7 @@ impl From<fewstep_nn::Error> for Error {
     fn from(e: fewstep_nn::Error) -> Self {
         match e {
             fewstep_nn::Error::Tensor(e) => e.into(),
+            fewstep_nn::Error::Format(e) => e.into(),
             other => Error::Network(other),
         }
     }

@@ -1,6 +1,8 @@
 //! A model file: weights that say themselves what network they are of and how it is sampled.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use fewstep_diffusion::{Denoiser, Guidance, Predictor, Sampler, Shift, Sigma, Wrapper};
@@ -23,6 +25,10 @@ use crate::settings::{StudentSampling, TeacherSampling};
 const DESCRIPTION_KEY: &str = "fewstep";
 /// How a model inside the program is named.
 const BUILTIN: &str = "builtin:";
+/// Where diffusers keeps the network in the folder of a pipeline.
+const TRANSFORMER: &str = "transformer";
+/// A config.json is a few hundred bytes.
+const MAX_CONFIG: u64 = 1 << 20;
 /// Patch extents of every published Wan.
 const PATCH: [usize; 3] = [1, 2, 2];
 /// What to do about a file that is no model.
@@ -101,14 +107,12 @@ impl Model {
 
     fn described(source: &str, (file, sha256): (&TensorFile, String), dtype: DType) -> Result<Self> {
         let path = PathBuf::from(source);
-        let description = file.metadata.get(DESCRIPTION_KEY).ok_or_else(|| {
+        let Description { network, role } = description(source, file)?.ok_or_else(|| {
             Error::Argument(format!(
                 "{source}: the file does not say what network it is (no '{DESCRIPTION_KEY}' in its header); {WRITTEN}, \
                  or `fewstep apply` for bare weights"
             ))
         })?;
-        let Description { network, role } = serde_json::from_str(description)
-            .map_err(|e| Error::Argument(format!("{source}: cannot read its description ({e}); {WRITTEN}")))?;
         refuse_absurd(source, &network, file.tensors.len())?;
         let wan = Wan::new(network)?;
         let params = wan.load_from(file, &path, dtype)?;
@@ -137,6 +141,60 @@ impl Model {
     pub fn network(&self) -> &Wan {
         self.denoiser.network()
     }
+}
+
+/// Weights as they are stored, with the extents of their network.
+pub struct Weights {
+    /// The tensors.
+    pub file: TensorFile,
+    /// The extents.
+    pub network: WanConfig,
+}
+
+impl Weights {
+    /// Reads a model file, published weights of any layout (a file, a folder, or a folder with one in `transformer`), or
+    /// `builtin:NAME`. What the weights do not show is taken from the model's description or the folder's config.json;
+    /// `heads` goes before both, and is 128 wide without all three.
+    ///
+    /// # Errors
+    /// If they cannot be read, or are not the weights of what describes them.
+    pub fn read(source: &str, heads: Option<usize>) -> Result<Self> {
+        let inner = Path::new(source).join(TRANSFORMER);
+        let path = if inner.is_dir() { inner } else { PathBuf::from(source) };
+        let file = match source.strip_prefix(BUILTIN) {
+            Some(name) => TensorFile::parse(builtin(name)?, &path)?,
+            None => fewstep_formats::read_weights(&path)?,
+        };
+        let told = match description(source, &file)? {
+            Some(description) => Some(description.network),
+            None => folder_config(&path)?,
+        };
+        let network = match told {
+            Some(told) => WanConfig::of_weights_with(&file, WanConfig { heads: heads.unwrap_or(told.heads), ..told })?,
+            None => WanConfig::of_weights(&file, heads, PATCH)?,
+        };
+        Ok(Weights { file, network })
+    }
+}
+
+/// What a file says of itself, if anything.
+fn description(source: &str, file: &TensorFile) -> Result<Option<Description>> {
+    let parsed = file.metadata.get(DESCRIPTION_KEY).map(|text| serde_json::from_str(text)).transpose();
+    parsed.map_err(|e| Error::Argument(format!("{source}: cannot read its description ({e}); {WRITTEN}")))
+}
+
+/// The extents in the config.json of a folder, if it has one.
+fn folder_config(folder: &Path) -> Result<Option<WanConfig>> {
+    let path = folder.join("config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let mut text = String::new();
+    File::open(&path).and_then(|f| f.take(MAX_CONFIG).read_to_string(&mut text)).map_err(Error::io(&path))?;
+    let json = serde_json::from_str(&text).map_err(|e| {
+        Error::Argument(format!("{}: not JSON ({e}); fetch it again, or give the file of weights", path.display()))
+    })?;
+    Ok(Some(WanConfig::from_json(&json)?))
 }
 
 /// What the header of a file says of how its model is sampled, if this program wrote it.

@@ -37,7 +37,7 @@ pub fn read_weights(path: &Path) -> Result<TensorFile> {
     }
 }
 
-fn io(path: &Path, source: std::io::Error) -> Error {
+pub(crate) fn io(path: &Path, source: std::io::Error) -> Error {
     fewstep_tensor::Error::Io { path: path.display().to_string(), source }.into()
 }
 

@@ -92,11 +92,19 @@ impl TensorFile {
     /// If the folder cannot be written or the disk is full; an older file of the name is then untouched. If a tensor could
     /// not be read, since the file would then lack it.
     pub fn write(&self, path: &Path) -> Result<()> {
+        self.write_as(path, None)
+    }
+
+    /// As [`TensorFile::write`], each tensor converted to a dtype (if one is given) as it is written.
+    ///
+    /// # Errors
+    /// As [`TensorFile::write`].
+    pub fn write_as(&self, path: &Path, dtype: Option<DType>) -> Result<()> {
         if let Some((name, why)) = self.unreadable.first_key_value() {
             return Err(bad(path, format!("tensor '{name}' would be lost: {why}")));
         }
         write_aside_at(path, |aside| {
-            let views = self.tensors.iter().map(|(k, t)| (k.as_str(), Bytes(t)));
+            let views = self.tensors.iter().map(|(k, t)| (k.as_str(), Bytes(t, dtype.unwrap_or(t.dtype()))));
             let metadata = (!self.metadata.is_empty()).then(|| self.metadata.clone());
             safetensors::serialize_to_file(views, metadata, aside).map_err(|e| match e {
                 safetensors::SafeTensorError::IoError(e) => e,
@@ -152,12 +160,12 @@ fn stored(dtype: Dtype) -> Option<Stored> {
     })
 }
 
-/// A tensor as the writer wants it.
-struct Bytes<'a>(&'a Tensor);
+/// A tensor as the writer wants it, and the dtype in which it is written.
+struct Bytes<'a>(&'a Tensor, DType);
 
 impl View for Bytes<'_> {
     fn dtype(&self) -> Dtype {
-        match self.0.dtype() {
+        match self.1 {
             DType::F32 => Dtype::F32,
             DType::F64 => Dtype::F64,
             DType::Bf16 => Dtype::BF16,
@@ -167,10 +175,13 @@ impl View for Bytes<'_> {
         self.0.shape()
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        self.0.le_bytes()
+        match self.0.dtype() == self.1 {
+            true => self.0.le_bytes(),
+            false => Cow::Owned(self.0.to_dtype(self.1).le_bytes().into_owned()),
+        }
     }
     fn data_len(&self) -> usize {
-        self.0.len() * self.0.dtype().size()
+        self.0.len() * self.1.size()
     }
 }
 

@@ -9,6 +9,7 @@ mod dataset;
 mod demo;
 mod distill;
 mod evaluate;
+mod export;
 pub mod plan;
 mod sample;
 mod teach;
@@ -39,6 +40,7 @@ pub fn run(cli: Cli) -> Result<bool> {
         Command::Plan(a) => plan::run(&a).map(|()| false),
         Command::Config(a) => config::run(&a).map(|()| false),
         Command::Apply(a) => apply::run(&a),
+        Command::Export(a) => export::run(&a).map(|()| false),
         Command::TrainClassifier(a) => train_classifier::run(&a).map(|()| false),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -4,6 +4,7 @@
 #![cfg(unix)]
 
 mod commands;
+mod export;
 mod files;
 mod plan;
 mod released;

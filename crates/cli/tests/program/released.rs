@@ -19,15 +19,7 @@ const IMAGE_DIM: usize = 80;
 const SMALL: [&str; 4] = ["--size", "32x48", "--frames", "9"];
 
 fn config() -> WanConfig {
-    WanConfig {
-        dim: 24,
-        ffn_dim: 32,
-        heads: 2,
-        layers: 2,
-        text_dim: TEXT_DIM,
-        freq_dim: 16,
-        ..WanConfig::t2v_1_3b()
-    }
+    WanConfig { dim: 24, ffn_dim: 32, heads: 2, layers: 2, text_dim: TEXT_DIM, freq_dim: 16, ..WanConfig::t2v_1_3b() }
 }
 
 fn drawn(specs: &std::sync::Arc<[fewstep_ops::ParamSpec]>, seed: u64) -> Params {
@@ -209,7 +201,10 @@ fn what_is_missing_or_cannot_be_is_refused_with_its_remedy() {
     std::fs::remove_file(place.path("model/Wan2.1_VAE.pth")).unwrap();
     assert_says(&place.refused(&sample("model", "x.mp4", &["--steps", "1"])), &["no autoencoder", "--vae"]);
     assert_says(&place.refused(&sample("nowhere", "x.mp4", &[])), &["nowhere", "wan2.1-t2v-1.3b"]);
-    assert_says(&place.refused(&sample("wan2.1-t2v-1.3b", "x.mp4", &[])), &["FEWSTEP_MODELS", "Wan-AI/Wan2.1-T2V-1.3B"]);
+    assert_says(
+        &place.refused(&sample("wan2.1-t2v-1.3b", "x.mp4", &[])),
+        &["FEWSTEP_MODELS", "Wan-AI/Wan2.1-T2V-1.3B"],
+    );
     assert_says(&place.refused(&sample("model", "x.avi", &[])), &["x.avi", ".mp4"]);
     assert_says(&place.refused(&["sample", "--model", "model", "--prompt", "a", "--frames", "10"]), &["9 or 13"]);
     assert_says(&place.misused(&["sample", "--model", "model", "--prompt", "a", "--size", "30x30"]), &["16x16"]);
@@ -240,7 +235,8 @@ fn distillation<'a>(folder: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 fn a_teacher_is_sampled_into_shards_and_distilled_from_them_with_a_resume_inside_an_epoch() {
     let place = Place::released();
     place.write("prompts.txt", "a cat\na dog\nthe sea\n");
-    let build = ["dataset", "build", "--model", "model", "--prompts", "prompts.txt", "--count", "5", "--shard-size", "3"];
+    let build =
+        ["dataset", "build", "--model", "model", "--prompts", "prompts.txt", "--count", "5", "--shard-size", "3"];
     let build = [&build[..], &SMALL, &["--steps", "2", "-o", "shards"]].concat();
     place.sampled(&build);
     let before = place.files();

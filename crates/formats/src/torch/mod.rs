@@ -18,7 +18,7 @@ use crate::{Error, Result};
 use pickle::{Element, Fault, Id, Value, View};
 
 pub use names::Select;
-pub use write::{encode_state_dict, encode_tensor, write};
+pub use write::{encode_state_dict, encode_tensor, write, write_as};
 
 /// A pickle of weights is a few megabytes; each byte may cost some thirty of memory.
 const MAX_PICKLE: usize = 16 << 20;

@@ -25,9 +25,9 @@ const DATE: u16 = 0x21;
 pub fn encode_tensor(t: &Tensor) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut pickle = vec![0x80, 2];
-    tensor(&mut pickle, t, 0);
+    tensor(&mut pickle, t, t.dtype(), 0);
     pickle.push(b'.');
-    archive(&mut bytes, &pickle, &[t]).map_err(in_memory)?;
+    archive(&mut bytes, &pickle, &[t], None).map_err(in_memory)?;
     Ok(bytes)
 }
 
@@ -37,7 +37,7 @@ pub fn encode_tensor(t: &Tensor) -> Result<Vec<u8>> {
 /// If a tensor could not be read and would be lost.
 pub fn encode_state_dict(file: &TensorFile) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    state_dict(&mut bytes, file).map_err(in_memory)?;
+    state_dict(&mut bytes, file, None).map_err(in_memory)?;
     Ok(bytes)
 }
 
@@ -46,9 +46,17 @@ pub fn encode_state_dict(file: &TensorFile) -> Result<Vec<u8>> {
 /// # Errors
 /// If the folder cannot be written or the disk is full; if a tensor could not be read and would be lost.
 pub fn write(path: &Path, file: &TensorFile) -> Result<()> {
+    write_as(path, file, None)
+}
+
+/// As [`write`], each tensor converted to a dtype (if one is given) as it is written.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_as(path: &Path, file: &TensorFile, dtype: Option<DType>) -> Result<()> {
     Ok(write_aside(path, |out| {
         let mut out = io::BufWriter::new(out);
-        state_dict(&mut out, file)?;
+        state_dict(&mut out, file, dtype)?;
         out.flush()
     })?)
 }
@@ -57,7 +65,7 @@ fn in_memory(source: io::Error) -> crate::Error {
     fewstep_tensor::Error::Io { path: "memory".into(), source }.into()
 }
 
-fn state_dict(out: &mut impl Write, file: &TensorFile) -> io::Result<()> {
+fn state_dict(out: &mut impl Write, file: &TensorFile, dtype: Option<DType>) -> io::Result<()> {
     if let Some((name, why)) = file.unreadable.first_key_value() {
         return Err(io::Error::other(format!("tensor '{name}' would be lost: {why}")));
     }
@@ -66,10 +74,10 @@ fn state_dict(out: &mut impl Write, file: &TensorFile) -> io::Result<()> {
     pickle.push(b'(');
     for (i, (name, t)) in file.tensors.iter().enumerate() {
         text(&mut pickle, name);
-        tensor(&mut pickle, t, i);
+        tensor(&mut pickle, t, dtype.unwrap_or(t.dtype()), i);
     }
     pickle.extend(b"u.");
-    archive(out, &pickle, &file.tensors.values().collect::<Vec<_>>())
+    archive(out, &pickle, &file.tensors.values().collect::<Vec<_>>(), dtype)
 }
 
 fn empty_dict(p: &mut Vec<u8>) {
@@ -103,8 +111,8 @@ fn tuple(p: &mut Vec<u8>, items: &[usize]) {
 }
 
 /// `_rebuild_tensor_v2(('storage', class, key, 'cpu', length), 0, shape, stride, False, OrderedDict())`
-fn tensor(p: &mut Vec<u8>, t: &Tensor, key: usize) {
-    let class = match t.dtype() {
+fn tensor(p: &mut Vec<u8>, t: &Tensor, dtype: DType, key: usize) {
+    let class = match dtype {
         DType::F32 => "FloatStorage",
         DType::F64 => "DoubleStorage",
         DType::Bf16 => "BFloat16Storage",
@@ -135,7 +143,7 @@ struct Entry {
     place: u64,
 }
 
-fn archive(out: &mut impl Write, pickle: &[u8], tensors: &[&Tensor]) -> io::Result<()> {
+fn archive(out: &mut impl Write, pickle: &[u8], tensors: &[&Tensor], dtype: Option<DType>) -> io::Result<()> {
     let (mut at, mut entries) = (0u64, Vec::new());
     let mut put = |name: String, data: &[u8]| -> io::Result<()> {
         let entry =
@@ -149,7 +157,7 @@ fn archive(out: &mut impl Write, pickle: &[u8], tensors: &[&Tensor]) -> io::Resu
     put("data.pkl".into(), pickle)?;
     put("byteorder".into(), b"little")?;
     for (i, t) in tensors.iter().enumerate() {
-        put(format!("data/{i}"), &t.le_bytes())?;
+        put(format!("data/{i}"), &t.to_dtype(dtype.unwrap_or(t.dtype())).le_bytes())?;
     }
     put("version".into(), b"3\n")?;
     directory(out, &entries, at)
