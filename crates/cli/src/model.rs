@@ -11,7 +11,7 @@ use fewstep_distill::distiller::TeacherReference;
 use fewstep_formats::read_weights;
 use fewstep_nn::wan::{Wan, WanConfig, WanLayout};
 use fewstep_ops::Params;
-use fewstep_pipeline::{Parts, locate};
+use fewstep_pipeline::{Parts, Transformer, locate};
 use fewstep_tensor::DType;
 use fewstep_tensor::file::TensorFile;
 use fewstep_text::Identity;
@@ -29,8 +29,6 @@ const BUILTIN: &str = "builtin:";
 const TRANSFORMER: &str = "transformer";
 /// A config.json is a few hundred bytes.
 const MAX_CONFIG: u64 = 1 << 20;
-/// Patch extents of every published Wan.
-const PATCH: [usize; 3] = [1, 2, 2];
 /// What to do about a file that is no model.
 const WRITTEN: &str = "use a model.safetensors that teach or distill wrote";
 
@@ -71,7 +69,7 @@ impl Model {
     /// # Errors
     /// If it cannot be read, does not describe itself, or its weights are not those of its network.
     pub fn load(source: &str, dtype: DType) -> Result<Self> {
-        let (file, sha256) = read(source)?;
+        let (file, sha256, _) = read(source)?;
         let model = Self::described(source, (&file, sha256), dtype)?;
         match suits_clips(model.network().config()) {
             Ok(()) => Ok(model),
@@ -82,17 +80,16 @@ impl Model {
     }
 
     /// Reads a teacher: a model file, or bare weights in any published layout, which show their extents themselves but for
-    /// the heads (128 wide if not given).
+    /// the heads (those of a `config.json` beside them, or 128 wide, if not given). Bf16 matrices of bare weights stay mapped.
     ///
     /// # Errors
     /// As [`Model::load`], or if the extents do not show.
     pub fn load_teacher(source: &str, heads: Option<usize>, dtype: DType) -> Result<Self> {
-        let (file, sha256) = read(source)?;
+        let (file, sha256, path) = read(source)?;
         if file.metadata.contains_key(DESCRIPTION_KEY) {
             return Self::described(source, (&file, sha256), dtype);
         }
-        let wan = Wan::new(WanConfig::of_weights(&file, heads, PATCH)?)?;
-        let params = wan.load_from(&file, &PathBuf::from(source), dtype)?;
+        let Transformer { denoiser, params, .. } = Transformer::of_file(file, &path, heads, dtype)?;
         let reference = TeacherReference { path: source.into(), sha256 };
         let sampling = TeacherSampling {
             sampler: Sampler::UniPc,
@@ -101,7 +98,6 @@ impl Model {
             sigma_max: Sigma::new(5000.0)?,
             guidance: Guidance::new(5.0)?,
         };
-        let denoiser = Denoiser::new(wan, Wrapper::Rf1000);
         Ok(Model { denoiser, params, role: Role::Teacher(sampling), reference })
     }
 
@@ -171,7 +167,7 @@ impl Weights {
         };
         let network = match told {
             Some(told) => WanConfig::of_weights_with(&file, WanConfig { heads: heads.unwrap_or(told.heads), ..told })?,
-            None => WanConfig::of_weights(&file, heads, PATCH)?,
+            None => WanConfig::of_weights(&file, heads, [1, 2, 2])?,
         };
         Ok(Weights { file, network })
     }
@@ -225,24 +221,25 @@ pub fn is_of_digits(source: &str) -> Result<bool> {
 }
 
 /// Reads a model's file, or what is published as a folder or in PyTorch's format, with the hash of what was read.
-fn read(source: &str) -> Result<(TensorFile, String)> {
+fn read(source: &str) -> Result<(TensorFile, String, PathBuf)> {
     let path = PathBuf::from(source);
     match source.strip_prefix(BUILTIN) {
         Some(name) => {
             let bytes = builtin(name)?;
-            Ok((TensorFile::parse(bytes, &path)?, digest::sha256(bytes)))
+            Ok((TensorFile::parse(bytes, &path)?, digest::sha256(bytes), path))
         }
-        None => published(&path),
+        None => published(path),
     }
 }
 
-fn published(path: &Path) -> Result<(TensorFile, String)> {
+fn published(path: PathBuf) -> Result<(TensorFile, String, PathBuf)> {
     if path.is_file() {
-        let file = read_weights(path).map_err(|e| match e {
+        let file = read_weights(&path).map_err(|e| match e {
             fewstep_formats::Error::Tensor(e) => unreadable(e),
             other => other.into(),
         })?;
-        return Ok((file, digest::sha256_file(path)?));
+        let sha256 = digest::sha256_file(&path)?;
+        return Ok((file, sha256, path));
     }
     let path = locate(&path.to_string_lossy()).map_err(|e| match e {
         fewstep_pipeline::Error::Missing { .. } => {
@@ -252,7 +249,7 @@ fn published(path: &Path) -> Result<(TensorFile, String)> {
     })?;
     let parts = Parts::find(&path)?;
     match parts.transformers.as_slice() {
-        [one] => Ok((read_weights(one)?, Identity::of_weights(one)?.to_string())),
+        [one] => Ok((read_weights(one)?, Identity::of_weights(one)?.to_string(), one.clone())),
         several => Err(Error::Argument(format!(
             "{}: a teacher is one network, here are {}: give the file or folder of one",
             path.display(),

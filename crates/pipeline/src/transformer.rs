@@ -5,6 +5,7 @@ use std::path::Path;
 use fewstep_diffusion::{Denoiser, Predictor, Wrapper};
 use fewstep_formats::read_weights;
 use fewstep_nn::wan::{Wan, WanConfig};
+use fewstep_nn::weights::Policy;
 use fewstep_ops::Params;
 use fewstep_tensor::DType;
 use fewstep_tensor::file::TensorFile;
@@ -54,7 +55,7 @@ impl Transformer {
             None => configured_heads(path)?,
         };
         let wan = Wan::new(WanConfig::of_weights(&file, heads, PATCH)?)?;
-        let params = wan.load_from(&file, path, dtype)?;
+        let params = wan.load_from(&file, path, Policy::KeepMatrices(dtype))?;
         let is_matrix = |(name, t): (&String, &fewstep_tensor::Tensor)| {
             name.ends_with("patch_embedding.weight") && t.shape().len() == 2
         };

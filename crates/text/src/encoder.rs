@@ -2,6 +2,7 @@ use std::path::Path;
 
 use fewstep_formats::read_weights;
 use fewstep_nn::t5::{T5Config, T5Encoder};
+use fewstep_nn::weights::Policy;
 use fewstep_ops::Params;
 use fewstep_tensor::{DType, Device, Tensor};
 
@@ -44,7 +45,7 @@ impl TextEncoder {
         let file = read_weights(weights)?;
         let encoder = T5Encoder::new(T5Config::of_weights(&file)?)?;
         tokenizer.refuse_beyond(encoder.config().vocab)?;
-        let params = encoder.load_from(&file, weights, dtype)?;
+        let params = encoder.load_from(&file, weights, Policy::KeepMatrices(dtype))?;
         let cleaning = if encoder.config().shared_bias { Cleaning::Nothing } else { Cleaning::Published };
         Ok(TextEncoder { tokenizer, encoder, params, identity: Identity::of_weights(weights)?, cleaning, dtype })
     }

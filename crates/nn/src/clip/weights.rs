@@ -140,7 +140,7 @@ impl ClipVision {
     /// If the file cannot be read, or does not hold exactly this tower's weights beside what is ignored: the text tower, the
     /// scale of the scores, the head, the final norm and the last block.
     pub fn load(&self, path: &Path, dtype: DType) -> Result<Params> {
-        self.load_from(&TensorFile::read(path)?, path, dtype)
+        self.load_from(&fewstep_formats::read_weights(path)?, path, dtype)
     }
 
     /// As [`ClipVision::load`], from a file already read.

@@ -7,7 +7,7 @@ use fewstep_tensor::DType;
 use fewstep_tensor::file::TensorFile;
 
 use super::T5Encoder;
-use crate::weights::{self, Layout, strip_prefix};
+use crate::weights::{self, Layout, Policy, strip_prefix};
 use crate::{Error, Result};
 
 /// A published layout of a text encoder's weights.
@@ -121,12 +121,12 @@ impl Layout for T5Layout {
 }
 
 impl T5Encoder {
-    /// Loads weights of any published layout, recognised by the names, in a compute dtype.
+    /// Loads weights of any published layout, recognised by the names; a dtype widens all of them to it.
     ///
     /// # Errors
     /// If the file cannot be read, is of no known layout, or does not hold exactly this encoder's weights.
-    pub fn load(&self, path: &Path, dtype: DType) -> Result<Params> {
-        self.load_from(&TensorFile::read(path)?, path, dtype)
+    pub fn load(&self, path: &Path, policy: impl Into<Policy>) -> Result<Params> {
+        self.load_from(&fewstep_formats::read_weights(path)?, path, policy)
     }
 
     /// As [`T5Encoder::load`], from a file already read.
@@ -135,9 +135,9 @@ impl T5Encoder {
     ///
     /// # Errors
     /// As [`T5Encoder::load`].
-    pub fn load_from(&self, file: &TensorFile, path: &Path, dtype: DType) -> Result<Params> {
+    pub fn load_from(&self, file: &TensorFile, path: &Path, policy: impl Into<Policy>) -> Result<Params> {
         let layout = T5Layout::recognise(file)?;
-        weights::load(&layout.encoder_of(file)?, path, self.specs(), &layout, dtype)
+        weights::load(&layout.encoder_of(file)?, path, self.specs(), &layout, policy)
     }
 
     /// Weights as a file of a layout, in a storage dtype.

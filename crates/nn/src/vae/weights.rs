@@ -110,7 +110,7 @@ impl WanVae {
     /// # Errors
     /// If the file cannot be read, is of no known layout, or does not hold exactly this network's weights.
     pub fn load(&self, path: &Path, dtype: DType) -> Result<Params> {
-        self.load_from(&TensorFile::read(path)?, path, dtype)
+        self.load_from(&fewstep_formats::read_weights(path)?, path, dtype)
     }
 
     /// As [`WanVae::load`], from a file already read.

@@ -17,7 +17,7 @@ pub fn run(args: &ApplyArgs) -> Result<TensorFile> {
         return Err(Error::Argument("a text encoder has no x and t: leave --jvp and --grad out".into()));
     }
     let dtype = DType::from(args.dtype);
-    let file = TensorFile::read(&args.weights)?;
+    let file = fewstep_formats::read_weights(&args.weights)?;
     let config = T5Config::of_weights(&file)?;
     if config.shared_bias != (args.network == NetworkArg::T5) {
         let other = if config.shared_bias { "t5" } else { "umt5" };

@@ -61,7 +61,7 @@ fn run(
     if args.jvp || args.grad {
         return Err(Error::Argument("--jvp and --grad are for wan; leave them out for the autoencoder".into()));
     }
-    let weights = TensorFile::read(&args.weights)?;
+    let weights = fewstep_formats::read_weights(&args.weights)?;
     let vae = WanVae::new(VaeConfig::of_weights(&weights)?)?;
     let params = vae.load_from(&weights, &args.weights, args.dtype.into())?;
     drop(weights);

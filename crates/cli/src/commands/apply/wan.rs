@@ -30,7 +30,7 @@ impl Bare {
         patch: [usize; 3],
         dtype: DType,
     ) -> Result<Self> {
-        let file = TensorFile::read(weights)?;
+        let file = fewstep_formats::read_weights(weights)?;
         let wan = Wan::new(WanConfig::of_weights(&file, heads, patch)?)?;
         let params = wan.load_from(&file, weights, dtype)?;
         Ok(Bare { wan, params, inputs: TensorFile::read(inputs)?, dtype })
