@@ -182,7 +182,7 @@ fn archives_that_lie_are_refused() {
 
 #[test]
 fn an_element_type_without_counterpart_names_its_tensor_alone() {
-    let f8 = b"ctorch._utils\n_rebuild_tensor_v3\n((X\x07\0\0\0storagectorch.storage\nUntypedStorage\nX\x01\0\0\00X\x03\0\0\0cpuK\x18tQK\0(K\x18t(K\x01t\x89Nctorch\nfloat8_e4m3fn\ntR";
+    let f8 = b"ctorch._utils\n_rebuild_tensor_v3\n((X\x07\0\0\0storagectorch.storage\nUntypedStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x18tQK\0(K\x18t(K\x01t\x89Nctorch\nfloat8_e4m3fn\ntR";
     let good = view(b"K\0", b"K\x06", b"K\x01");
     let file = parse(&[b"\x80\x02}(U\x01a", &f8[..], b"U\x01b", &good, b"u."].concat()).unwrap();
     assert_eq!(file.get("b").unwrap().len(), 6);

@@ -204,7 +204,7 @@ fn difference(encoder: &T5Encoder, params: &Params, i: usize, along: &Tensor, to
     let at = |h: f64| -> f64 {
         let mut moved = params.clone();
         let n = along.shape()[0];
-        let t = &mut moved.tensors_mut()[i];
+        let t = &mut moved.trained_mut()[i];
         *t = arith::combine(&[(&vec![1.0; n], t), (&vec![h; n], along)]).unwrap();
         let y = encoder.forward(&Plain::new(&moved), tokens, DType::F64).unwrap();
         y.to_vec_f64().iter().zip(y_bar.to_vec_f64()).map(|(a, b)| a * b).sum()

@@ -49,10 +49,10 @@ pub fn write(path: &Path, file: &TensorFile) -> Result<()> {
     write_as(path, file, None)
 }
 
-/// As [`write`], each tensor converted to a dtype (if one is given) as it is written.
+/// As [`write()`], each tensor converted to a dtype (if one is given) as it is written.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_as(path: &Path, file: &TensorFile, dtype: Option<DType>) -> Result<()> {
     Ok(write_aside(path, |out| {
         let mut out = io::BufWriter::new(out);

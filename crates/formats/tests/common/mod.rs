@@ -37,6 +37,6 @@ pub fn members(list: &[(&str, &[u8])]) -> Vec<u8> {
 
 /// A view of storage 0: `offset`, extents and strides as pickled numbers.
 pub fn view(offset: &[u8], shape: &[u8], stride: &[u8]) -> Vec<u8> {
-    let storage = b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\00X\x03\0\0\0cpuK\x06tQ";
+    let storage = b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x06tQ";
     [b"ctorch._utils\n_rebuild_tensor_v2\n", &storage[..], offset, b"(", shape, b"t(", stride, b"t\x89NtR"].concat()
 }
