@@ -2,10 +2,10 @@
 //!
 //! A set is a folder of `shard_{:06}.tar`. A sample is three members, in this order: `{:09}.latent.pt` (bf16
 //! [C, F, H, W], 16×21×60×104 as published), `{:09}.embed.pt` (bf16 [S, D], 512×4096) and `{:09}.prompt.txt` (UTF-8).
-//! Read, but not written: one merged tar, members as `key/key.ext`, `.safetensors` in place of `.pt` (written on demand).
+//! Also read: one merged tar, members as `key/key.ext`, and `.safetensors` in place of `.pt` (which is written on demand).
 //! Archives are read in place: nothing is ever extracted to disk.
 //!
-//! - [`build`]: a set from a closure that gives sample i; restartable, idempotent.
+//! - [`build()`]: a set from a closure that gives sample i; restartable, idempotent.
 //! - [`verify`](mod@verify): every member of a set checked, each bad one named.
 //! - [`reader`]: the sample at a position, in an order that is a pure function of (seed, position).
 //! - [`prefetch`]: the same, read ahead in the background.
