@@ -38,7 +38,7 @@ impl Frames {
         Ok(format!("data:image/png;base64,{}", STANDARD.encode(bytes)))
     }
 
-    /// Writes each frame as `frame-000.png` and so on, each with the metadata, into a folder that is new or empty; the
+    /// Writes each frame as `frame_00000.png` and so on, each with the metadata, into a folder that is new or empty; the
     /// folder appears complete or not at all. Returns the files' paths.
     ///
     /// # Errors
@@ -51,7 +51,7 @@ impl Frames {
             .enumerate()
             .map(|(i, frame)| {
                 let bytes = encode(self, std::slice::from_ref(frame), metadata)?;
-                Ok((format!("frame-{i:03}.png"), bytes))
+                Ok((format!("frame_{i:05}.png"), bytes))
             })
             .collect::<Result<Vec<_>>>()?;
         write_folder(folder, &files)?;

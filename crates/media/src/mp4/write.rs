@@ -23,8 +23,11 @@ const MOST_QP: u8 = 51;
 /// The encoder's own bounds on the longer and the shorter side, in pixels (level 5.2), and the least side.
 const SIDES: [usize; 2] = [3840, 2160];
 const LEAST_SIDE: usize = 16;
-/// Rate control must never be what bounds quality, in bits a second: the quantisation alone does.
-const BIT_RATE: u32 = 400_000_000;
+/// Rate control must never be what bounds quality: the quantisation alone does. So it is given the rate of the raw planes,
+/// 12 bits a pixel, in bits a second, up to what the highest level has.
+const RAW_BITS: f64 = 12.0;
+const MOST_BITS: f64 = 240e6;
+const LEAST_BITS: f64 = 1e6;
 /// Frames between those that a player can seek to.
 const SEEK_FRAMES: u32 = 64;
 
@@ -56,6 +59,7 @@ pub struct Mp4Writer {
     sides: [usize; 2],
     fps: f64,
     frames: u64,
+    comment: String,
 }
 
 /// A buffer that the muxer and its owner share; the muxer drops its own end only when it is dropped itself.
@@ -91,9 +95,10 @@ impl Mp4Writer {
     /// file can hold.
     pub fn new(width: usize, height: usize, options: &VideoOptions, metadata: &Metadata) -> Result<Self> {
         check(width, height, options)?;
+        let bits = (RAW_BITS * (width * height) as f64 * options.fps).clamp(LEAST_BITS, MOST_BITS);
         let config = EncoderConfig::new()
             .rate_control_mode(RateControlMode::Quality)
-            .bitrate(BitRate::from_bps(BIT_RATE))
+            .bitrate(BitRate::from_bps(bits as u32))
             .qp(QpRange::new(options.qp, options.qp))
             .skip_frames(false)
             .adaptive_quantization(false)
@@ -107,13 +112,14 @@ impl Mp4Writer {
         let planes = Planes::new(width, height);
         let even = [width, height].map(|n| n.next_multiple_of(2) as u32);
         let sink = Sink::default();
+        let comment = comment(metadata)?;
         let muxer = MuxerBuilder::new(sink.clone())
             .video(VideoCodec::H264, even[0], even[1], options.fps)
             .with_fast_start(true)
-            .with_metadata(Tags::new().with_title(comment(metadata)?))
+            .with_metadata(Tags::new().with_title(comment.clone()))
             .build()
             .map_err(refused)?;
-        Ok(Mp4Writer { encoder, muxer, sink, planes, sides: [width, height], fps: options.fps, frames: 0 })
+        Ok(Mp4Writer { encoder, muxer, sink, planes, sides: [width, height], fps: options.fps, frames: 0, comment })
     }
 
     /// Appends a frame: rows of RGB bytes.
@@ -145,7 +151,7 @@ impl Mp4Writer {
         }
         self.muxer.finish_in_place().map_err(refused)?;
         let mut bytes = std::mem::take(&mut *self.sink.0.lock().map_err(refused)?);
-        title_to_comment(&mut bytes)?;
+        title_to_comment(&mut bytes, &self.comment)?;
         Ok(bytes)
     }
 
@@ -205,14 +211,20 @@ fn comment(metadata: &Metadata) -> Result<String> {
     Ok(serde_json::Value::Object(object).to_string())
 }
 
-/// The muxer knows one tag, the title. The text is a comment: the name of its box is replaced by one of the same length,
-/// so no offset moves.
-fn title_to_comment(bytes: &mut [u8]) -> Result<()> {
+/// The muxer knows one tag, the title, and writes it twice. The text is a comment: the name of its boxes is replaced by one
+/// of the same length, so no offset moves.
+fn title_to_comment(bytes: &mut [u8], text: &str) -> Result<()> {
     const TITLE: &[u8] = b"\xa9nam";
     const COMMENT: &[u8] = b"\xa9cmt";
-    // The header comes first and holds no free text before the tag.
-    let at = bytes.windows(TITLE.len()).position(|name| name == TITLE);
-    let at = at.ok_or_else(|| refused("the muxer wrote no title to hold the metadata"))?;
-    bytes[at..at + COMMENT.len()].copy_from_slice(COMMENT);
+    // A box of data: its size, its name, eight bytes of type and locale, the text. The size has bytes of zero, which JSON
+    // escapes, so the text itself never matches.
+    let size = u32::try_from(16 + text.len()).map_err(refused)?.to_be_bytes();
+    let title = [TITLE, &size, b"data"].concat();
+    let places: Vec<_> =
+        bytes.windows(title.len()).enumerate().filter(|(_, w)| *w == title).map(|(at, _)| at).collect();
+    if places.is_empty() {
+        return Err(refused("the muxer wrote no title to hold the metadata"));
+    }
+    places.iter().for_each(|&at| bytes[at..at + COMMENT.len()].copy_from_slice(COMMENT));
     Ok(())
 }

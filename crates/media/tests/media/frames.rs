@@ -251,7 +251,7 @@ fn a_folder_of_pngs_holds_each_frame() {
     let folder = parent.path().join("frames");
     let paths = clip().write_png_folder(&folder, &note()).unwrap();
     assert_eq!(paths.len(), 6);
-    assert_eq!(paths[5], folder.join("frame-005.png"));
+    assert_eq!(paths[5], folder.join("frame_00005.png"));
     for (path, frame) in paths.iter().zip(clip().frames()) {
         let Decoded { frames: read, text, plays, .. } = decode_png(&fs::read(path).unwrap());
         assert_eq!(read.frames(), std::slice::from_ref(frame));
