@@ -22,7 +22,7 @@ fn read(name: &str) -> TensorFile {
 }
 
 fn network(net: &Value) -> Wan {
-    Wan::new(WanConfig::from_original_json(net).unwrap()).unwrap()
+    Wan::new(WanConfig::from_json(net).unwrap()).unwrap()
 }
 
 /// A time rounded to f32.

@@ -51,6 +51,9 @@ pub enum Error {
     /// Running the network failed.
     #[error(transparent)]
     Op(#[from] fewstep_ops::Error),
+    /// Reading a published file failed.
+    #[error(transparent)]
+    Format(#[from] fewstep_formats::Error),
     /// Reading or converting tensors failed.
     #[error(transparent)]
     Tensor(#[from] fewstep_tensor::Error),

@@ -13,6 +13,37 @@ use crate::{Error, Result};
 /// At most so many tensors of each kind are listed in a message.
 const LISTED: usize = 12;
 
+/// What weights become in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Every tensor in the compute dtype.
+    Widen(DType),
+    /// Matrices in bf16 stay as they are stored, and mapped where the file is; the rest is in the compute dtype. Those
+    /// matrices are not read, so their values are unchecked.
+    KeepMatrices(DType),
+}
+
+impl From<DType> for Policy {
+    fn from(compute: DType) -> Self {
+        Policy::Widen(compute)
+    }
+}
+
+impl Policy {
+    fn keeps(self, t: &Tensor, spec: &ParamSpec) -> bool {
+        matches!(self, Policy::KeepMatrices(_)) && spec.shape.len() == 2 && t.dtype() == DType::Bf16
+    }
+
+    fn compute(self) -> DType {
+        match self {
+            Policy::Widen(dtype) | Policy::KeepMatrices(dtype) => dtype,
+        }
+    }
+}
+
+/// Buffers of known training code that are no weights.
+const IGNORED_ENDINGS: [&str; 1] = ["_extra_state"];
+
 /// A published layout of weights: how a canonical name is spelled there, and under which shape it may be stored.
 pub trait Layout {
     /// The layout's name of a canonical name.
@@ -23,7 +54,7 @@ pub trait Layout {
     fn prefixes(&self) -> &[&str];
 }
 
-/// Loads every parameter of a network from a file, in a compute dtype.
+/// Loads every parameter of a network from a file, by a policy; a dtype alone widens everything to it.
 ///
 /// A shape is accepted if it is the canonical one or the layout's own (the same row-major data).
 ///
@@ -35,8 +66,9 @@ pub fn load(
     path: &Path,
     specs: &Arc<[ParamSpec]>,
     layout: &dyn Layout,
-    dtype: DType,
+    policy: impl Into<Policy>,
 ) -> Result<Params> {
+    let policy = policy.into();
     let named = strip_prefix(file, layout);
     let mut wanted = BTreeMap::new();
     let (mut tensors, mut problems) = (Vec::new(), Vec::new());
@@ -44,8 +76,14 @@ pub fn load(
         let name = layout.name_of(&spec.name);
         match named.get(name.as_str()) {
             Some(t) if t.shape() == spec.shape || t.shape() == layout.shape_of(spec) => {
-                refuse_non_finite(t, &name, path)?;
-                tensors.push(t.reshape(&spec.shape)?.to_dtype(dtype));
+                let t = t.reshape(&spec.shape)?;
+                if policy.keeps(&t, spec) {
+                    tensors.push(t);
+                } else {
+                    let t = t.to_dtype(policy.compute());
+                    refuse_non_finite(&t, &name, path)?;
+                    tensors.push(t);
+                }
             }
             Some(t) => problems.push(format!("  misshapen  {name}: expected {:?}, got {:?}", spec.shape, t.shape())),
             None => problems.push(format!("  missing    {name} {:?}", spec.shape)),
@@ -73,11 +111,16 @@ pub fn store(params: &Params, layout: &dyn Layout, dtype: DType) -> Result<Tenso
     Ok(file)
 }
 
-/// The tensors by name, without the prefix that all of them may carry.
+/// The tensors by name, without the prefixes that all of them may carry, and without what is known to be no weight.
 pub(crate) fn strip_prefix<'f>(file: &'f TensorFile, layout: &dyn Layout) -> BTreeMap<&'f str, &'f Tensor> {
-    let all = |p: &str| !file.tensors.is_empty() && file.tensors.keys().all(|k| k.starts_with(p));
-    let prefix = layout.prefixes().iter().copied().find(|p| all(p)).unwrap_or("");
-    file.tensors.iter().map(|(k, t)| (&k[prefix.len()..], t)).collect()
+    let all = |named: &BTreeMap<&str, &Tensor>, p: &str| !named.is_empty() && named.keys().all(|k| k.starts_with(p));
+    let mut named: BTreeMap<&str, &Tensor> = file.tensors.iter().map(|(k, t)| (k.as_str(), t)).collect();
+    named.retain(|k, _| !IGNORED_ENDINGS.iter().any(|end| k.ends_with(end)));
+    // Wrappers nest: `module.net.` is stripped prefix by prefix.
+    while let Some(prefix) = layout.prefixes().iter().find(|p| all(&named, p)) {
+        named = named.into_iter().map(|(k, t)| (&k[prefix.len()..], t)).collect();
+    }
+    named
 }
 
 fn refuse_non_finite(t: &Tensor, name: &str, path: &Path) -> Result<()> {

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use fewstep_nn::wan::{Wan, WanConfig};
-use fewstep_ops::{ParamId, Params};
+use fewstep_nn::weights::Policy;
+use fewstep_ops::{Conditions, Grads, Network, ParamId, Params, Recompute, Reverse};
 use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith};
@@ -75,4 +76,31 @@ fn a_file_of_another_network_or_half_a_pair_is_refused_by_name() {
     let misshapen = refused(&|f| drop(f.tensors.insert(a.clone(), f.tensors[&b].clone())));
     assert!(misshapen.contains(layer), "{misshapen}");
     assert!(refused(&|f| f.tensors.clear()).contains("rank"));
+}
+
+#[test]
+fn adapters_on_matrices_frozen_in_bf16_give_the_bits_of_those_on_widened_ones() {
+    let file = fixture("wan_t2v_weights_orig_bf16");
+    let (io, path) = (fixture("wan_t2v_io"), PathBuf::from("fixture"));
+    let wan = Wan::new(WanConfig::of_weights(&file, Some(2), [1, 2, 2]).unwrap()).unwrap();
+    let results = |policy: Policy| {
+        let base = wan.load_from(&file, &path, policy).unwrap();
+        let linear = base.specs().iter().enumerate().filter(|(_, s)| s.shape.len() == 2);
+        let targets: Vec<ParamId> = linear.map(|(i, _)| ParamId(i)).collect();
+        let start = base.adapted(&targets, 3, 0.5, 1, DType::F32).unwrap();
+        // B starts at zero, which would leave A without a gradient.
+        let moved = start.trained().iter().map(|t| Tensor::full(t.shape(), 0.01, DType::F32, Device::Cpu)).collect();
+        let params = start.with_trained(moved).unwrap();
+        let m = Reverse::new(&params, Recompute::Nothing);
+        let get = |name: &str, dtype| io.get(name).unwrap().to_dtype(dtype);
+        let (x, t) = (m.input(get("x", DType::F32)), m.input(get("t", DType::F64)));
+        let conditions = Conditions { text: m.input(get("ctx", DType::F32)), image: None, latent: None };
+        let y = wan.forward(&m, &x, &t, &conditions).unwrap();
+        let mut grads = Grads::new(&params);
+        let bars = m.backward(&y, get("loss_w", DType::F32), &mut grads).unwrap();
+        let first = params.specs().len() - params.trained().len();
+        let of_adapters = (first..params.specs().len()).map(|i| grads.get(ParamId(i)).unwrap().to_vec_f64());
+        (bars.get(&x).unwrap().to_vec_f64(), of_adapters.collect::<Vec<_>>())
+    };
+    assert!(results(Policy::KeepMatrices(DType::F32)) == results(Policy::Widen(DType::F32)));
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use fewstep_nn::wan::{Wan, WanConfig, WanLayout};
+use fewstep_nn::weights::Policy;
 use fewstep_ops::{Conditions, Forward, Grads, Mode, Network, ParamId, Params, Plain, Recompute, Reverse};
 use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::{DType, Tensor};
@@ -19,7 +20,7 @@ fn read(name: &str) -> TensorFile {
 /// The network of a fixture, from the configuration in its header.
 fn network(file: &TensorFile) -> Wan {
     let json: serde_json::Value = serde_json::from_str(&file.metadata["json"]).unwrap();
-    Wan::new(WanConfig::from_original_json(&json["config"]).unwrap()).unwrap()
+    Wan::new(WanConfig::from_json(&json["config"]).unwrap()).unwrap()
 }
 
 struct Case {
@@ -268,8 +269,37 @@ fn extents_are_read_off_the_weights_of_every_layout() {
 fn names_under_a_prefix_load_too() {
     let case = Case::new("wan_t2v");
     let mut file = read("wan_t2v_weights_orig_bf16");
-    file.tensors = std::mem::take(&mut file.tensors).into_iter().map(|(k, t)| (format!("net.{k}"), t)).collect();
+    file.tensors = std::mem::take(&mut file.tensors).into_iter().map(|(k, t)| (format!("module.net.{k}"), t)).collect();
+    let extra = Tensor::zeros(&[0], DType::F64, Default::default());
+    file.tensors.insert("module.net.blocks.0._extra_state".into(), extra);
     case.wan.load_from(&file, Path::new("w.safetensors"), DType::F32).unwrap();
+}
+
+#[test]
+fn matrices_kept_in_bf16_give_the_bits_of_widened_ones() {
+    let case = Case::new("wan_t2v");
+    let path = fixtures().join("wan_t2v_weights_orig_bf16.pth");
+    let kept = case.wan.load(&path, Policy::KeepMatrices(DType::F32)).unwrap();
+    assert!(kept.iter().any(|(_, t)| t.dtype() == DType::Bf16 && t.is_mapped()));
+    let widened = case.load("orig_bf16", DType::F32);
+    assert_eq!(case.forward(&kept, DType::F32).to_vec_f64(), case.forward(&widened, DType::F32).to_vec_f64());
+    assert_eq!(case.jvp(&kept, DType::F32).to_vec_f64(), case.jvp(&widened, DType::F32).to_vec_f64());
+}
+
+#[test]
+fn both_descriptions_of_a_network_say_what_its_weights_show() {
+    for family in FAMILIES {
+        let config = network(&read(&format!("{family}_io"))).config().clone();
+        let theirs = read(&format!("{family}_io_diffusers"));
+        let json: serde_json::Value = serde_json::from_str(&theirs.metadata["json"]).unwrap();
+        assert_eq!(WanConfig::from_json(&json["config"]).unwrap(), config);
+        let file = read(&format!("{family}_weights_orig_bf16"));
+        assert_eq!(WanConfig::of_weights_with(&file, config.clone()).unwrap(), config);
+        let silent = WanConfig { image_dim: Some(1280), ..config.clone() };
+        assert_eq!(WanConfig::of_weights_with(&file, silent).unwrap(), config, "weights know the image branch");
+        let other = WanConfig { layers: 3, ..config };
+        assert!(WanConfig::of_weights_with(&file, other).unwrap_err().to_string().contains("another network"));
+    }
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use fewstep_ops::{
-    Attention, CausalConv, GatedResidual, LayerNormAffine, LayerNormModulate, NormScope, Op, Padding, RmsNormRope,
-    Rope, RopeStyle, RopeTable, Saved, suite,
+    Attention, CausalConv, GatedResidual, LayerNormAffine, LayerNormModulate, Linear, NormScope, Op, Padding,
+    RmsNormRope, Rope, RopeStyle, RopeTable, Saved, suite,
 };
 use fewstep_tensor::gemm::{Mat, MatMut, Threads, gemm};
 use fewstep_tensor::{DType, Tensor};
@@ -52,6 +52,16 @@ fn bench(bencher: Bencher<'_, '_>, op: &dyn Op, shapes: &[&[usize]], moving: &[b
         Rule::Jvp => bencher.bench_local(|| op.jvp(&x, &x_dot)),
         Rule::Vjp => bencher.bench_local(|| op.vjp(&saved, &output.y, &wanted)),
     }
+}
+
+/// A layer of Wan 1.3B on the 6630 tokens of 17×30×52 latents; the weight in f32, or in bf16 as it is stored.
+#[divan::bench(args = [(1536, DType::F32), (1536, DType::Bf16), (8960, DType::F32), (8960, DType::Bf16)], sample_count = 5)]
+fn linear_1536_to(bencher: Bencher<'_, '_>, (outputs, stored): (usize, DType)) {
+    let (rows, inputs) = (6630, 1536);
+    let drawn = draw(&[&[rows, inputs], &[outputs, inputs]]);
+    let (x, w) = (&drawn[0], drawn[1].to_dtype(stored));
+    let bencher = bencher.counter(ItemsCount::new(2 * rows * inputs * outputs));
+    bencher.bench_local(|| Linear { bias: false }.forward(&[x, &w]));
 }
 
 /// The reference: 1024³ in f32 on the whole pool.

@@ -7,6 +7,7 @@ use gemm_common::Parallelism;
 use rayon::prelude::*;
 
 use crate::math::Real;
+use crate::{Buffer, bf16};
 
 /// Products with fewer multiply-adds than this stay on the calling thread.
 const PARALLEL_MIN_WORK: usize = 64 * 64 * 64;
@@ -14,6 +15,10 @@ const PARALLEL_MIN_WORK: usize = 64 * 64 * 64;
 const SKINNY_ROWS: usize = 8;
 /// Columns of one piece of a skinny product.
 const SKINNY_COLS: usize = 256;
+/// Columns of B that [`gemm_bf16`] widens at a time, about.
+const PANEL_COLS: usize = 1024;
+/// Panels are so many columns wide, or a multiple: whole tiles of every micro-kernel.
+const PANEL_STEP: usize = 64;
 
 /// A matrix to read: any strides, inside a slice.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +52,10 @@ impl<'a, T> Mat<'a, T> {
     /// The transpose; free.
     pub fn t(self) -> Self {
         Mat { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    fn is_transposed(&self) -> bool {
+        self.row_stride == 1
     }
 
     fn columns(self, start: usize, cols: usize) -> Self {
@@ -100,25 +109,83 @@ pub enum Threads {
 /// # Panics
 /// If the extents do not agree: callers check shapes and report them.
 pub fn gemm<T: Real>(c: MatMut<T>, accumulate: bool, alpha: T, a: Mat<T>, b: Mat<T>, threads: Threads) {
-    assert!(
-        c.rows == a.rows && c.cols == b.cols && a.cols == b.rows,
-        "product of {}x{} and {}x{} into {}x{}",
-        a.rows,
-        a.cols,
-        b.rows,
-        b.cols,
-        c.rows,
-        c.cols
-    );
-    let work = c.rows * c.cols * a.cols;
-    if threads == Threads::Single || work < PARALLEL_MIN_WORK {
+    assert_agree([c.rows, c.cols], [a.rows, a.cols], [b.rows, b.cols]);
+    let alone = threads == Threads::Single || is_small(c.rows, c.cols, a.cols);
+    multiply(c, accumulate, alpha, a, b, alone);
+}
+
+/// As [`gemm`] with B in bf16, widened in panels of [`panel_cols`] columns into scratch: the same bits as of B widened
+/// beforehand.
+///
+/// # Panics
+/// As [`gemm`].
+pub fn gemm_bf16<T: Real>(c: MatMut<T>, accumulate: bool, alpha: T, a: Mat<T>, b: Mat<bf16>, threads: Threads) {
+    assert_agree([c.rows, c.cols], [a.rows, a.cols], [b.rows, b.cols]);
+    let alone = threads == Threads::Single || is_small(c.rows, c.cols, a.cols);
+    let width = if alone { c.cols.max(1) } else { panel_cols(c.rows, c.cols, a.cols) };
+    let MatMut { data, rows, cols, row_stride } = c;
+    for start in (0..cols).step_by(width) {
+        let n = width.min(cols - start);
+        let columns = b.columns(start, n);
+        let scratch = widened::<T>(columns);
+        // As `widened` packed them.
+        let (row_stride_b, col_stride_b) = if columns.is_transposed() { (1, b.rows) } else { (n, 1) };
+        let data_b = scratch.as_slice();
+        let panel = Mat { data: data_b, rows: b.rows, cols: n, row_stride: row_stride_b, col_stride: col_stride_b };
+        let out = MatMut { data: &mut data[start..], rows, cols: n, row_stride };
+        multiply(out, accumulate, alpha, a, panel, alone);
+    }
+}
+
+/// Columns of B that [`gemm_bf16`] widens at a time for a product into `rows` × `cols` over `inner`, on the pool.
+///
+/// Panels are neither so narrow that the micro-kernels take another path than for the whole (hence of about equal width),
+/// nor do they cut the pieces of a skinny product: every sum is formed as without panels.
+pub fn panel_cols(rows: usize, cols: usize, inner: usize) -> usize {
+    if is_small(rows, cols, inner) {
+        return cols.max(1);
+    }
+    if rows <= SKINNY_ROWS {
+        return PANEL_COLS;
+    }
+    cols.div_ceil(cols.div_ceil(PANEL_COLS)).next_multiple_of(PANEL_STEP)
+}
+
+fn is_small(rows: usize, cols: usize, inner: usize) -> bool {
+    rows * cols * inner < PARALLEL_MIN_WORK
+}
+
+fn assert_agree(c: [usize; 2], a: [usize; 2], b: [usize; 2]) {
+    assert!(c == [a[0], b[1]] && a[1] == b[0], "product of {a:?} and {b:?} into {c:?}");
+}
+
+fn multiply<T: Real>(c: MatMut<T>, accumulate: bool, alpha: T, a: Mat<T>, b: Mat<T>, alone: bool) {
+    if alone {
         product(c, accumulate, alpha, a, b, Parallelism::None);
     } else if c.rows <= SKINNY_ROWS {
         skinny(c, accumulate, alpha, a, b);
     } else {
-        let n = rayon::current_num_threads();
-        product(c, accumulate, alpha, a, b, Parallelism::Rayon(n));
+        product(c, accumulate, alpha, a, b, Parallelism::Rayon(rayon::current_num_threads()));
     }
+}
+
+/// A matrix's elements widened: column by column where it is a transpose, else row by row, packed.
+fn widened<T: Real>(m: Mat<bf16>) -> Buffer<T> {
+    let (lines, len, stride) = match m.is_transposed() {
+        true => (m.cols, m.rows, m.col_stride),
+        false => (m.rows, m.cols, m.row_stride),
+    };
+    let mut scratch = Buffer::scratch(lines * len);
+    scratch.as_mut_slice().par_chunks_mut(len.max(1)).enumerate().for_each(|(i, line)| {
+        let source = &m.data[i * stride..][..len];
+        line.iter_mut().zip(source).for_each(|(w, n)| *w = T::from_f64(widen(*n).into()));
+    });
+    scratch
+}
+
+/// Exact; without the branch for NaN that keeps the loop above from being vectorised.
+fn widen(n: bf16) -> f32 {
+    f32::from_bits(u32::from(n.to_bits()) << 16)
 }
 
 /// Few rows: each piece of columns is computed into a small block of its own, then copied to its place.

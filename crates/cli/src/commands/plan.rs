@@ -122,7 +122,7 @@ fn network(args: &PlanArgs) -> Result<(String, WanConfig)> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let json = serde_json::from_str(&text)
             .map_err(|e| Error::Argument(format!("{}: {e}; give the config.json of a Wan", path.display())))?;
-        return Ok((path.display().to_string(), WanConfig::from_original_json(&json)?));
+        return Ok((path.display().to_string(), WanConfig::from_json(&json)?));
     }
     let name = args.preset.clone().unwrap_or_default();
     match WanConfig::preset(&name) {

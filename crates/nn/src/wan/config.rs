@@ -100,38 +100,6 @@ impl WanConfig {
         }
     }
 
-    /// The extents in a `config.json` of the original or the rCM code: dim, ffn_dim, num_heads, num_layers, in_dim, out_dim,
-    /// text_dim, freq_dim, patch_size, eps and, for image to video, img_dim.
-    ///
-    /// # Errors
-    /// If a key is missing or not a number, or the extents are impossible.
-    pub fn from_original_json(json: &serde_json::Value) -> Result<Self> {
-        let missing = |key: &str| Error::Config {
-            network: "wan",
-            problem: format!("config.json has no number '{key}'"),
-            remedy: "take the file from the folder of the weights".into(),
-        };
-        let int = |key: &str| json[key].as_u64().map(|n| n as usize).ok_or_else(|| missing(key));
-        let patch = json["patch_size"].as_array().map(|a| a.iter().filter_map(|v| v.as_u64()).map(|n| n as usize));
-        let patch: Vec<usize> = patch.map_or_else(Vec::new, Iterator::collect);
-        let config = WanConfig {
-            dim: int("dim")?,
-            ffn_dim: int("ffn_dim")?,
-            heads: int("num_heads")?,
-            layers: int("num_layers")?,
-            in_channels: int("in_dim")?,
-            out_channels: int("out_dim")?,
-            patch: patch.try_into().map_err(|_| missing("patch_size"))?,
-            text_dim: int("text_dim")?,
-            freq_dim: int("freq_dim")?,
-            image_dim: json["img_dim"].as_u64().map(|n| n as usize),
-            image_positions: None,
-            eps: json["eps"].as_f64().ok_or_else(|| missing("eps"))?,
-        };
-        config.validate()?;
-        Ok(config)
-    }
-
     /// The preset of a name, as the command line spells it.
     pub fn preset(name: &str) -> Option<Self> {
         Self::PRESETS.iter().find(|(n, _)| *n == name).map(|(_, f)| f())

@@ -53,6 +53,27 @@ impl WanConfig {
     }
 }
 
+impl WanConfig {
+    /// The extents that weights show, with heads, patch and ε as told by what describes them.
+    ///
+    /// # Errors
+    /// As [`WanConfig::of_weights`], or if the weights show another network than is told; of an image branch only they know.
+    pub fn of_weights_with(file: &TensorFile, told: Self) -> Result<Self> {
+        let shown = Self::of_weights(file, Some(told.heads), told.patch)?;
+        let shown = WanConfig { eps: told.eps, ..shown };
+        let same_branch =
+            WanConfig { image_dim: shown.image_dim, image_positions: shown.image_positions, ..told.clone() };
+        if same_branch == shown {
+            return Ok(shown);
+        }
+        Err(Error::Config {
+            network: "wan",
+            problem: format!("the weights are of another network than what describes them: {shown:?}, not {told:?}"),
+            remedy: "fetch weights and description from the same place".into(),
+        })
+    }
+}
+
 fn published_heads(dim: usize) -> Result<usize> {
     if dim.is_multiple_of(HEAD_DIM) {
         return Ok(dim / HEAD_DIM);

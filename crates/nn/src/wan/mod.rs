@@ -6,6 +6,7 @@ mod adapters;
 mod block;
 mod config;
 mod infer;
+mod json;
 mod model;
 mod weights;
 

@@ -7,7 +7,7 @@ use fewstep_tensor::DType;
 use fewstep_tensor::file::TensorFile;
 
 use super::Wan;
-use crate::weights::{self, Layout};
+use crate::weights::{self, Layout, Policy};
 use crate::{Error, Result};
 
 /// A published layout of Wan's weights.
@@ -96,7 +96,7 @@ impl Layout for WanLayout {
     }
 
     fn prefixes(&self) -> &[&str] {
-        &["net.", "module.", "model."]
+        &["net.", "module.", "model.", "diffusion_model."]
     }
 }
 
@@ -111,21 +111,22 @@ fn diffusers_name(canonical: &str) -> String {
 }
 
 impl Wan {
-    /// Loads weights of any published layout, recognised by the names, in a compute dtype.
+    /// Loads weights of any published layout, from a file or folder of any published kind,
+    /// recognised by the names; by a policy, or in a compute dtype.
     ///
     /// # Errors
     /// If the file cannot be read, is of no known layout, or does not hold exactly this network's weights.
-    pub fn load(&self, path: &Path, dtype: DType) -> Result<Params> {
-        self.load_from(&TensorFile::read(path)?, path, dtype)
+    pub fn load(&self, path: &Path, policy: impl Into<Policy>) -> Result<Params> {
+        self.load_from(&fewstep_formats::read_weights(path)?, path, policy)
     }
 
     /// As [`Wan::load`], from a file already read.
     ///
     /// # Errors
     /// As [`Wan::load`].
-    pub fn load_from(&self, file: &TensorFile, path: &Path, dtype: DType) -> Result<Params> {
+    pub fn load_from(&self, file: &TensorFile, path: &Path, policy: impl Into<Policy>) -> Result<Params> {
         let layout = WanLayout::recognise(file, self.config().patch)?;
-        weights::load(file, path, self.specs(), &layout, dtype)
+        weights::load(file, path, self.specs(), &layout, policy)
     }
 
     /// Weights as a file of a layout, in a storage dtype.

@@ -1,8 +1,8 @@
 //! f32/f64 products by packed micro-kernels; the bias is added in one pass over y.
 
-use fewstep_tensor::gemm::{Mat, MatMut, Threads, gemm};
+use fewstep_tensor::gemm::{Mat, MatMut, Threads, gemm, gemm_bf16};
 use fewstep_tensor::math::Real;
-use fewstep_tensor::{PARALLEL_MIN, Tensor};
+use fewstep_tensor::{DType, PARALLEL_MIN, Tensor, bf16};
 use rayon::prelude::*;
 
 use super::Extents;
@@ -18,18 +18,41 @@ pub(super) fn forward<T: Real>(
     b: Option<&Tensor>,
     onto: Option<Tensor>,
 ) -> Result<Tensor> {
-    let (x, w) = (x.as_slice::<T>()?, w.as_slice::<T>()?);
-    let (xm, wm) = (Mat::new(x, e.rows, e.inputs, e.inputs), Mat::new(w, e.outputs, e.inputs, e.inputs).t());
+    let xm = Mat::new(x.as_slice::<T>()?, e.rows, e.inputs, e.inputs);
+    let w = Weight::of(e, w)?;
     let y = match onto {
         Some(mut y) => {
-            gemm(out(e, y.make_mut::<T>()?), true, T::ONE, xm, wm, Threads::Pool);
+            w.times(out(e, y.make_mut::<T>()?), true, xm, true);
             y
         }
-        None => Tensor::cpu_with(&e.shape, |y: &mut [T]| gemm(out(e, y), false, T::ONE, xm, wm, Threads::Pool)),
+        None => Tensor::cpu_with(&e.shape, |y: &mut [T]| w.times(out(e, y), false, xm, true)),
     };
     match b {
         Some(b) => add_rows::<T>(y, b),
         None => Ok(y),
+    }
+}
+
+/// W [O, I] in the compute type, or in bf16 and widened as it is used.
+enum Weight<'a, T> {
+    Same(Mat<'a, T>),
+    Narrow(Mat<'a, bf16>),
+}
+
+impl<'a, T: Real> Weight<'a, T> {
+    fn of(e: &Extents, w: &'a Tensor) -> Result<Self> {
+        Ok(match w.dtype() {
+            DType::Bf16 => Weight::Narrow(Mat::new(w.as_slice::<bf16>()?, e.outputs, e.inputs, e.inputs)),
+            _ => Weight::Same(Mat::new(w.as_slice::<T>()?, e.outputs, e.inputs, e.inputs)),
+        })
+    }
+
+    /// C (+)= A·W, or A·Wᵀ.
+    fn times(&self, c: MatMut<T>, accumulate: bool, a: Mat<T>, transposed: bool) {
+        match *self {
+            Weight::Same(w) => gemm(c, accumulate, T::ONE, a, if transposed { w.t() } else { w }, Threads::Pool),
+            Weight::Narrow(w) => gemm_bf16(c, accumulate, T::ONE, a, if transposed { w.t() } else { w }, Threads::Pool),
+        }
     }
 }
 
@@ -53,10 +76,10 @@ pub(super) fn add_rows<T: Real>(mut y: Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// x̄ = ȳ·W
 pub(super) fn input_bar<T: Real>(e: &Extents, shape: &[usize], y_bar: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let (y_bar, w) = (y_bar.as_slice::<T>()?, w.as_slice::<T>()?);
-    let (ym, wm) = (Mat::new(y_bar, e.rows, e.outputs, e.outputs), Mat::new(w, e.outputs, e.inputs, e.inputs));
+    let ym = Mat::new(y_bar.as_slice::<T>()?, e.rows, e.outputs, e.outputs);
+    let w = Weight::of(e, w)?;
     Ok(Tensor::cpu_with(shape, |x: &mut [T]| {
-        gemm(MatMut::new(x, e.rows, e.inputs, e.inputs), false, T::ONE, ym, wm, Threads::Pool);
+        w.times(MatMut::new(x, e.rows, e.inputs, e.inputs), false, ym, false);
     }))
 }
 

@@ -2,13 +2,15 @@
 
 mod cpu;
 
+use fewstep_tensor::gemm::panel_cols;
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
 use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
 /// y = x·Wᵀ (+ b): x `[..., I]`, W `[O, I]`, b `[O]` → y `[..., O]`. Accumulates in the compute type.
 ///
-/// Inputs: x, W and, with `bias`, b.
+/// Inputs: x, W and, with `bias`, b. W may be bf16 beside f32 or f64 (weights kept as stored): it is widened in panels as it
+/// is used, with the same result bit for bit as widened beforehand; its cotangent is in the compute type.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
     /// Whether there is a bias.
@@ -49,6 +51,15 @@ impl Linear {
         let e = self.extents(x.shape(), w.shape(), b.map(Tensor::shape))?;
         let Device::Cpu = x.device();
         dispatch_float!("linear", x.dtype(), T => Ok(cpu::forward::<T>(&e, x, w, b, onto)?))
+    }
+}
+
+/// Elements of a narrow weight that are widened at a time.
+fn widened(e: &Extents, rule: Rule<'_>) -> usize {
+    match rule {
+        Rule::Vjp([false, ..]) => 0,
+        Rule::Vjp(_) => panel_cols(e.rows, e.inputs, e.outputs).min(e.inputs) * e.outputs,
+        _ => panel_cols(e.rows, e.outputs, e.inputs).min(e.outputs) * e.inputs,
     }
 }
 
@@ -109,7 +120,8 @@ impl Op for Linear {
         }
         let e = self.extents(&x[0].shape, &x[1].shape, x.get(2).map(|b| b.shape.as_slice()))?;
         let product = 2.0 * e.rows as f64 * e.inputs as f64 * e.outputs as f64;
-        Ok(Cost::new(Meta::new(&e.shape, x[0].dtype), product * rule.products(&[0, 1])))
+        let scratch = if x[1].dtype == x[0].dtype { 0 } else { widened(&e, rule) * x[0].dtype.size() };
+        Ok(Cost { scratch, ..Cost::new(Meta::new(&e.shape, x[0].dtype), product * rule.products(&[0, 1])) })
     }
 
     fn memory(&self) -> Memory {
@@ -132,6 +144,42 @@ mod tests {
             suite::check(&Linear { bias: true }, &[&x, &[o, i], &[o]], seed as u64).unwrap();
             suite::check(&Linear { bias: false }, &[&x, &[o, i]], seed as u64).unwrap();
         }
+    }
+
+    #[test]
+    fn a_weight_in_bf16_gives_the_bits_of_the_widened_one_in_every_rule() {
+        use fewstep_tensor::DType;
+        for (rows, i, o) in
+            [(1, 70, 300), (5, 64, 2100), (8, 300, 1025), (9, 130, 2049), (70, 65, 1030), (65, 1100, 33), (3, 4, 5)]
+        {
+            let drawn = suite::draw(rows as u64, 0, &[&[rows, i], &[o, i], &[o], &[rows, i], &[rows, o]]).unwrap();
+            for dtype in [DType::F32, DType::F64] {
+                let t: Vec<Tensor> = drawn.iter().map(|t| t.to_dtype(dtype)).collect();
+                let narrow = t[1].to_dtype(DType::Bf16);
+                let rules = |w: &Tensor| {
+                    let (op, x) = (Linear { bias: true }, [&t[0], w, &t[2]]);
+                    let dual = op.jvp(&x, &[Some(&t[3]), None, None]).unwrap();
+                    let saved = Saved::of(&op, &x, &op.forward(&x).unwrap());
+                    let mut all = vec![dual.primal, dual.tangent.unwrap()];
+                    all.extend(op.vjp(&saved, &t[4], &[true; 3]).unwrap().into_iter().flatten());
+                    all.iter().map(|t| t.le_bytes().to_vec()).collect::<Vec<_>>()
+                };
+                assert!(rules(&narrow) == rules(&narrow.to_dtype(dtype)), "{rows}x{i}x{o} {dtype}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_narrow_weight_costs_its_widened_panel_and_the_result_keeps_the_dtype_of_x() {
+        use fewstep_tensor::DType;
+        let meta = |shape: &[usize], dtype| Meta::new(shape, dtype);
+        let (x, w) = (meta(&[2000, 64], DType::F32), meta(&[4096, 64], DType::Bf16));
+        for (rule, panel) in [(Rule::Forward, 1024 * 64), (Rule::Vjp(&[true, false]), 64 * 4096)] {
+            let cost = Linear { bias: false }.cost(&[&x, &w], rule).unwrap();
+            assert_eq!((cost.y, cost.scratch), (meta(&[2000, 4096], DType::F32), panel * 4));
+        }
+        let same = Linear { bias: false }.cost(&[&x, &meta(&[4096, 64], DType::F32)], Rule::Forward).unwrap();
+        assert_eq!(same.scratch, 0);
     }
 
     #[test]
