@@ -31,9 +31,53 @@ pub struct Adapter {
 
 /// The adapters of a network's weights, and how many of its parameters, the first ones, they leave frozen.
 #[derive(Debug, Default)]
-pub(crate) struct Adapters {
+pub struct Adapters {
     pub(crate) frozen: usize,
     pub(crate) of: BTreeMap<usize, Adapter>,
+}
+
+impl Adapters {
+    /// Gives matrices adapters of rank r with factor c = `scale`: the parameters with A [r, I] and B [O, r] of each after the
+    /// weights, pair by pair, and which belong to which.
+    ///
+    /// # Errors
+    /// If a target is no matrix, there is none, or the rank is 0.
+    pub fn declare(
+        specs: &[ParamSpec],
+        targets: &[ParamId],
+        rank: usize,
+        scale: f64,
+    ) -> Result<(Arc<[ParamSpec]>, Self)> {
+        if rank == 0 || targets.is_empty() {
+            let got = format!("rank {rank}, {} targets", targets.len());
+            return Err(Error::input("adapters", "a rank of 1 or more, and targets", got));
+        }
+        let (mut all, mut of) = (specs.to_vec(), BTreeMap::new());
+        for &id in targets {
+            let spec = &specs[id.0];
+            let (Some(name), &[outputs, inputs]) = (spec.name.strip_suffix(WEIGHT), spec.shape.as_slice()) else {
+                return Err(Error::input("adapters", "a matrix NAME.weight [O, I]", (&spec.name, &spec.shape)));
+            };
+            let spec =
+                |end, shape: [usize; 2], init| ParamSpec { name: format!("{name}{end}"), shape: shape.into(), init };
+            of.insert(id.0, Adapter { a: ParamId(all.len()), b: ParamId(all.len() + 1), scale });
+            all.extend([
+                spec(ENDS[0], [rank, inputs], Init::Normal(spread(inputs))),
+                spec(ENDS[1], [outputs, rank], Init::Zeros),
+            ]);
+        }
+        Ok((all.into(), Adapters { frozen: specs.len(), of }))
+    }
+
+    /// The adapter of a weight, if it has one.
+    pub fn get(&self, id: ParamId) -> Option<Adapter> {
+        self.of.get(&id.0).copied()
+    }
+
+    /// Whether a parameter stays as it is: no gradient of it is computed.
+    pub fn is_frozen(&self, id: ParamId) -> bool {
+        id.0 < self.frozen
+    }
 }
 
 impl Params {
@@ -45,33 +89,19 @@ impl Params {
     /// # Errors
     /// If there are adapters already, a target is no matrix, or the rank is 0.
     pub fn adapted(&self, targets: &[ParamId], rank: usize, scale: f64, seed: u64, dtype: DType) -> Result<Self> {
-        let frozen = self.tensors().len();
-        let stream = Stream::new(seed, Purpose::Init, SUB_STREAM);
-        let (mut specs, mut tensors) = (self.specs().to_vec(), self.tensors().to_vec());
-        let mut of = BTreeMap::new();
-        if rank == 0 || targets.is_empty() || self.adapters().next().is_some() {
-            let got = format!("rank {rank}, {} targets, {} adapters", targets.len(), self.adapters().count());
-            return Err(Error::input("adapters", "a rank of 1 or more, targets, and no adapters yet", got));
+        if self.adapters().next().is_some() {
+            return Err(Error::input("adapters", "no adapters yet", format!("{}", self.adapters().count())));
         }
-        for &id in targets {
-            let spec = &self.specs()[id.0];
-            let (Some(name), &[outputs, inputs]) = (spec.name.strip_suffix(WEIGHT), spec.shape.as_slice()) else {
-                return Err(Error::input("adapters", "a matrix NAME.weight [O, I]", (&spec.name, &spec.shape)));
-            };
-            let std = (3.0 * inputs as f64).powf(-0.5);
+        let (specs, adapters) = Adapters::declare(self.specs(), targets, rank, scale)?;
+        let (stream, mut tensors) = (Stream::new(seed, Purpose::Init, SUB_STREAM), self.tensors().to_vec());
+        for (&id, pair) in targets.iter().zip(specs[self.specs().len()..].chunks(2)) {
+            let (inputs, outputs) = (pair[0].shape[1], pair[1].shape[0]);
             let flat = [1, rank * inputs];
             let draws = arith::normal(&stream, id.0 as u64, &flat, dtype, Device::Cpu)?;
-            tensors.push(arith::scale(&[std], &draws)?.reshape(&[rank, inputs])?);
+            tensors.push(arith::scale(&[spread(inputs)], &draws)?.reshape(&[rank, inputs])?);
             tensors.push(Tensor::zeros(&[outputs, rank], dtype, Device::Cpu));
-            let spec =
-                |end, shape: [usize; 2], init| ParamSpec { name: format!("{name}{end}"), shape: shape.into(), init };
-            of.insert(id.0, Adapter { a: ParamId(specs.len()), b: ParamId(specs.len() + 1), scale });
-            specs.extend([
-                spec(ENDS[0], [rank, inputs], Init::Normal(std)),
-                spec(ENDS[1], [outputs, rank], Init::Zeros),
-            ]);
         }
-        Params::new(&specs.into(), tensors).map(|p| p.with_adapters(Arc::new(Adapters { frozen, of })))
+        Params::new(&specs, tensors).map(|p| p.with_adapters(Arc::new(adapters)))
     }
 
     /// The weights of a network without adapters: W + c·B·A, computed in the adapters' dtype and rounded to W's. Tensors that
@@ -91,6 +121,11 @@ impl Params {
         }
         Params::new(&specs, tensors)
     }
+}
+
+/// Standard deviation of A at the start.
+fn spread(inputs: usize) -> f64 {
+    (3.0 * inputs as f64).powf(-0.5)
 }
 
 fn merge(w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {

@@ -38,7 +38,7 @@ mod trace;
 mod upsample;
 
 pub use activation::Activation;
-pub use adapters::Adapter;
+pub use adapters::{Adapter, Adapters};
 pub use add::Add;
 pub use attention::Attention;
 pub use cast::Cast;

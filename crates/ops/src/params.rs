@@ -104,7 +104,7 @@ impl Params {
 
     /// The adapter of a weight, if it has one.
     pub fn adapter(&self, id: ParamId) -> Option<Adapter> {
-        self.adapters.of.get(&id.0).copied()
+        self.adapters.get(id)
     }
 
     /// Weights with adapters, in order.
@@ -119,7 +119,7 @@ impl Params {
 
     /// Whether a parameter stays as it is: no gradient of it is computed.
     pub fn is_frozen(&self, id: ParamId) -> bool {
-        id.0 < self.adapters.frozen
+        self.adapters.is_frozen(id)
     }
 
     /// Specs of the parameters that are trained: all of them, or with adapters theirs alone.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use fewstep_tensor::{DType, Tensor};
 
-use crate::{Adapter, Cost, Memory, Meta, Mode, Op, ParamId, ParamSpec, Recompute, Result, Rule, Segment};
+use crate::{Adapter, Adapters, Cost, Memory, Meta, Mode, Op, ParamId, ParamSpec, Recompute, Result, Rule, Segment};
 pub use backward::GhostGrads;
 use backward::Node;
 
@@ -167,22 +167,19 @@ struct Kept {
     kept: Vec<Ghost>,
 }
 
-/// Whether a parameter is trained.
-type Trainable<'p> = &'p dyn Fn(&ParamSpec) -> bool;
-
 /// The mode of shapes.
-pub struct Trace<'p> {
+pub struct Trace {
     ledger: Rc<Ledger>,
     specs: Arc<[ParamSpec]>,
     dtype: DType,
     pass: Pass,
-    trainable: Trainable<'p>,
+    adapters: Arc<Adapters>,
     tape: RefCell<Vec<Node>>,
     replay: RefCell<VecDeque<Kept>>,
     record: Option<RefCell<Vec<Kept>>>,
 }
 
-impl<'p> Trace<'p> {
+impl Trace {
     /// Runs a network of these parameters in a dtype. Weights are accounted for elsewhere.
     pub fn new(ledger: &Rc<Ledger>, specs: &Arc<[ParamSpec]>, dtype: DType, pass: Pass) -> Self {
         Trace {
@@ -190,22 +187,22 @@ impl<'p> Trace<'p> {
             specs: specs.clone(),
             dtype,
             pass,
-            trainable: &|_| true,
+            adapters: Arc::default(),
             tape: RefCell::default(),
             replay: RefCell::default(),
             record: None,
         }
     }
 
-    /// Trains some of the parameters only.
-    pub fn with_trainable(self, trainable: Trainable<'p>) -> Self {
-        Trace { trainable, ..self }
+    /// Trains adapters in place of the weights; the parameters are those that [`Adapters::declare`] lists.
+    pub fn with_adapters(self, adapters: &Arc<Adapters>) -> Self {
+        Trace { adapters: adapters.clone(), ..self }
     }
 
-    fn inner(&self, pass: Pass, record: bool) -> Trace<'p> {
+    fn inner(&self, pass: Pass, record: bool) -> Trace {
         let record = record.then(RefCell::default);
         let inner = Trace::new(&self.ledger, &self.specs, self.dtype, pass);
-        Trace { record, trainable: self.trainable, ..inner }
+        Trace { record, adapters: self.adapters.clone(), ..inner }
     }
 
     /// An input in this mode, with a tangent in [`Pass::Jvp`] where it moves.
@@ -282,20 +279,20 @@ impl<'p> Trace<'p> {
     }
 }
 
-impl Mode for Trace<'_> {
+impl Mode for Trace {
     type Value = Traced;
 
     fn param(&self, id: ParamId) -> Result<Traced> {
         let spec = &self.specs[id.0];
         let value = self.ledger.resident(Meta::new(&spec.shape, self.dtype));
         match self.pass {
-            Pass::Tape(_) if (self.trainable)(spec) => Ok(self.push(value, Node::Param(id))),
+            Pass::Tape(_) if !self.adapters.is_frozen(id) => Ok(self.push(value, Node::Param(id))),
             _ => Ok(Traced::plain(value)),
         }
     }
 
-    fn adapter(&self, _id: ParamId) -> Option<Adapter> {
-        None
+    fn adapter(&self, id: ParamId) -> Option<Adapter> {
+        self.adapters.get(id)
     }
 
     fn constant(&self, t: Tensor) -> Traced {
@@ -337,7 +334,7 @@ impl Mode for Trace<'_> {
         let values: Vec<Traced> = owned.iter().map(|v| Traced::plain(v.primal.clone())).collect();
         let y = segment.run(&plain, &values)?;
         let kept = plain.record.map(RefCell::into_inner).unwrap_or_default();
-        let rerun = Box::new(move |m: &Trace<'_>, x: &[Traced]| segment.run(m, x));
+        let rerun = Box::new(move |m: &Trace, x: &[Traced]| segment.run(m, x));
         Ok(self.push(y.primal, Node::Segment { rerun, inputs: owned, kept }))
     }
 

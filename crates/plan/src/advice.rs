@@ -27,7 +27,8 @@ pub struct Change {
 
 type Step = (String, Request);
 
-/// Changes in the order of what they cost: first each alone until one is enough, else all of them one upon another.
+/// Each change alone, those that are enough first and then by the seconds that they lead to; where none is enough, also all
+/// of them one upon another until they are.
 ///
 /// # Errors
 /// If the request cannot be.
@@ -40,6 +41,7 @@ pub fn suggest(r: &Request, hardware: &Hardware, now: &Plan) -> Result<Vec<Chang
         let after = plan(&request, hardware)?;
         alone.push(Change::of(change, now, &after));
     }
+    alone.sort_by(|a, b| b.fits.cmp(&a.fits).then(a.seconds.total_cmp(&b.seconds)));
     if alone.iter().any(|c| c.fits) {
         return Ok(alone);
     }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use fewstep_ops::{GhostGrads, ParamSpec};
+use fewstep_ops::{Call, GhostGrads, ParamSpec};
 use serde::Serialize;
 
-use crate::passes::{Passes, is_target};
+use crate::parts::{Part, decoder, text_encoder};
+use crate::passes::Passes;
 use crate::{Hardware, Precision, Request, Result, Work};
 
 /// Bytes of an f32: masters, moments, average.
@@ -125,10 +126,7 @@ pub fn plan(r: &Request, hardware: &Hardware) -> Result<Plan> {
     let passes = Passes::new(r)?;
     let count = |specs: &[ParamSpec], f: &dyn Fn(&ParamSpec) -> u64| specs.iter().map(f).sum::<u64>();
     let parameters = count(passes.specs(), &elements);
-    let trained = match r.lora {
-        None => parameters,
-        Some(rank) => count(passes.specs(), &|s| adapter(s, rank as u64)),
-    };
+    let trained = count(passes.trained_specs(), &elements);
     let mut phases: Vec<Phase> = Vec::new();
     let mut known: Vec<(Runs, Phase)> = Vec::new();
     for (name, times, runs) in schedule(r) {
@@ -137,61 +135,92 @@ pub fn plan(r: &Request, hardware: &Hardware) -> Result<Plan> {
         known.push((runs, once.clone()));
         phases.push(Phase { name, times, ..once });
     }
-    let memory = memory(r, &passes, parameters, trained)?;
+    let parts = Parts::of(r)?;
+    let memory = match r.work {
+        Work::Sample { guided, .. } => sampling(r, &passes, parameters, guided, &parts)?,
+        _ => training(r, &passes, parameters, trained)?,
+    };
+    if let Some(part) = &parts.text {
+        phases.insert(0, of_part(part, hardware));
+    }
+    phases.extend(parts.decoder.as_ref().map(|part| of_part(part, hardware)));
     let seconds = phases.iter().map(|p: &Phase| p.times * p.seconds).sum();
     Ok(Plan { tokens: r.tokens(), parameters, trained, memory, phases, seconds, capacity: hardware.memory })
+}
+
+/// What sampling needs beside the network.
+struct Parts {
+    text: Option<Part>,
+    decoder: Option<Part>,
+}
+
+impl Parts {
+    fn of(r: &Request) -> Result<Self> {
+        match r.work {
+            Work::Sample { guided, .. } => Ok(Parts { text: text_encoder(r, guided)?, decoder: decoder(r)? }),
+            _ => Ok(Parts { text: None, decoder: None }),
+        }
+    }
+}
+
+fn of_part(part: &Part, hardware: &Hardware) -> Phase {
+    let ops = by_op(&part.calls, hardware, 1.0);
+    let seconds = ops.values().map(|w| w.seconds).sum();
+    Phase { name: part.name, times: part.times, ops, transferred: 0.0, peak: part.peak, seconds }
 }
 
 fn elements(s: &ParamSpec) -> u64 {
     s.shape.iter().map(|&n| n as u64).product()
 }
 
-/// Elements of the two factors of an adapter.
-fn adapter(s: &ParamSpec, rank: u64) -> u64 {
-    if is_target(s) { rank * s.shape.iter().map(|&n| n as u64).sum::<u64>() } else { 0 }
-}
-
-fn memory(r: &Request, passes: &Passes, parameters: u64, trained: u64) -> Result<Vec<Kind>> {
-    let (consistency, matching) = terms(r.work);
-    let sampling = matches!(r.work, Work::Sample { .. });
-    let element = r.precision.dtype().size() as u64;
-    let learners = if sampling { 0 } else { 1 + u64::from(matching) };
-    // Teacher and learners; adapters share the teacher's weights.
-    let weights = if r.lora.is_some() { parameters + learners * trained } else { parameters * (1 + learners) };
-    let masters = if r.precision == Precision::Bf16 { learners * trained * SINGLE } else { 0 };
-    let moments = learners * trained * SINGLE * (1 + u64::from(r.first_moment));
-    let average = if sampling { 0 } else { trained * SINGLE };
-    let shard = |bytes: u64| bytes.div_ceil(r.devices as u64);
-
-    let peak = if let Work::Sample { guided, .. } = r.work {
-        passes.sampling_step(guided)?;
-        passes.ledger.peak()
-    } else {
-        passes.student_iteration(consistency, matching.then_some(r.simulation_steps))?;
-        if matching {
-            passes.critic_iteration(r.simulation_steps)?;
-        }
-        passes.ledger.peak()
-    };
-    let all = if sampling { 0 } else { parameters * element };
-    let gradients = if sampling { 0 } else { trained * element };
-    // On the tape all gradients are there at the peak or come to be while activations go.
-    let activations =
-        if r.lora.is_some() { peak.saturating_sub(matrices(passes) * element) } else { peak.saturating_sub(all) };
-    let context = |bytes: u64| bytes.div_ceil(r.context as u64);
+/// The fullest of three stages: the prompts are encoded, and the encoder let go; then the networks sample; then the
+/// autoencoder decodes. The networks are there all the time, the autoencoder from the second stage on.
+fn sampling(r: &Request, passes: &Passes, parameters: u64, guided: bool, parts: &Parts) -> Result<Vec<Kind>> {
+    passes.sampling_step(guided)?;
+    let weights = |part: &Option<Part>| part.as_ref().map_or(0, |p| p.weights);
+    let peak = |part: &Option<Part>| part.as_ref().map_or(0, |p| p.peak);
+    let (text, vae) = (weights(&parts.text), weights(&parts.decoder));
+    let drawing = passes.ledger.peak().div_ceil(r.context as u64);
+    let stages = [(0, vae, drawing), (0, vae, peak(&parts.decoder)), (text, 0, peak(&parts.text))];
+    let [drawing, decoding, encoding] = stages.map(|(t, v, a)| (t + v + a, (t, v, a)));
+    let (_, (text, vae, activations)) =
+        [decoding, encoding].into_iter().fold(drawing, |a, b| if b.0 > a.0 { b } else { a });
+    let networks = parameters * r.experts as u64 * r.precision.dtype().size() as u64;
     Ok(vec![
-        Kind { name: "weights", bytes: shard(weights * element) },
-        Kind { name: "masters", bytes: shard(masters) },
-        Kind { name: "moments", bytes: shard(moments) },
-        Kind { name: "average", bytes: shard(average) },
-        Kind { name: "gradients", bytes: shard(gradients) },
-        Kind { name: "activations", bytes: context(activations) },
+        Kind { name: "weights", bytes: networks.div_ceil(r.devices as u64) },
+        Kind { name: "text encoder", bytes: text },
+        Kind { name: "autoencoder", bytes: vae },
+        Kind { name: "activations", bytes: activations },
         Kind { name: "communication", bytes: buffers(r, passes) },
     ])
 }
 
-fn matrices(passes: &Passes) -> u64 {
-    passes.specs().iter().filter(|s| is_target(s)).map(elements).sum()
+fn training(r: &Request, passes: &Passes, parameters: u64, trained: u64) -> Result<Vec<Kind>> {
+    let (consistency, matching) = terms(r.work);
+    let element = r.precision.dtype().size() as u64;
+    let learners = 1 + u64::from(matching);
+    // Teacher and learners; adapters share the teacher's weights.
+    let weights = parameters + learners * trained;
+    let masters = if r.precision == Precision::Bf16 { learners * trained * SINGLE } else { 0 };
+    let moments = learners * trained * SINGLE * (1 + u64::from(r.first_moment));
+    let shard = |bytes: u64| bytes.div_ceil(r.devices as u64);
+
+    passes.student_iteration(consistency, matching.then_some(r.simulation_steps))?;
+    if matching {
+        passes.critic_iteration(r.simulation_steps)?;
+    }
+    // On the tape all gradients are there at the peak or come to be while activations go.
+    let gradients = trained * element;
+    let activations = passes.ledger.peak().saturating_sub(gradients);
+    Ok(vec![
+        Kind { name: "weights", bytes: shard(weights * element) },
+        Kind { name: "masters", bytes: shard(masters) },
+        Kind { name: "moments", bytes: shard(moments) },
+        Kind { name: "average", bytes: shard(trained * SINGLE) },
+        Kind { name: "gradients", bytes: shard(gradients) },
+        Kind { name: "activations", bytes: activations.div_ceil(r.context as u64) },
+        Kind { name: "communication", bytes: buffers(r, passes) },
+    ])
 }
 
 /// Two blocks' gathered weights and one block's whole gradients; queries, keys and values on their way, both ways.
@@ -207,6 +236,7 @@ fn buffers(r: &Request, passes: &Passes) -> u64 {
 /// What a phase runs.
 #[derive(Clone, Copy, PartialEq)]
 enum Runs {
+    Teacher,
     Forward,
     Jvp,
     Gradient,
@@ -215,7 +245,7 @@ enum Runs {
 /// How often each phase runs in a mean iteration, where one of F trains the student, or in a sampling.
 fn schedule(r: &Request) -> Vec<(&'static str, f64, Runs)> {
     if let Work::Sample { steps, guided } = r.work {
-        return vec![("network forward", steps as f64 * if guided { 2.0 } else { 1.0 }, Runs::Forward)];
+        return vec![("network forward", steps as f64 * if guided { 2.0 } else { 1.0 }, Runs::Teacher)];
     }
     let (consistency, matching) = terms(r.work);
     let student = if matching { 1.0 / r.student_every as f64 } else { 1.0 };
@@ -225,7 +255,7 @@ fn schedule(r: &Request) -> Vec<(&'static str, f64, Runs)> {
     let before = (r.simulation_steps - 1) as f64 / 2.0;
     let rollouts = of(matching) * (before + 1.0 - student) + of(consistency == Some(false)) * student;
     let all = [
-        ("teacher forward", 2.0 * terms * student, Runs::Forward),
+        ("teacher forward", 2.0 * terms * student, Runs::Teacher),
         ("student JVP", of(consistency == Some(true)) * student, Runs::Jvp),
         ("student forward + backward", terms * student, Runs::Gradient),
         ("student rollout", rollouts, Runs::Forward),
@@ -241,22 +271,29 @@ fn phase(r: &Request, hardware: &Hardware, runs: Runs) -> Result<Phase> {
     let (x, c, f_bar) = (p.state(), p.conditions(), p.state());
     let live = p.ledger.live();
     match runs {
+        Runs::Teacher => drop(p.teacher_velocity(&x, &c)?),
         Runs::Forward => drop(p.velocity(&x, &c)?),
         Runs::Jvp => drop(p.velocity_jvp(&x, &x, &c)?),
-        Runs::Gradient => p.velocity_tape(&x, &c)?.backward(f_bar, &mut GhostGrads::new(p.specs()))?,
+        Runs::Gradient => p.velocity_tape(&x, &c)?.backward(f_bar, &mut GhostGrads::new(p.all_specs()))?,
     }
     let share = 1.0 / r.context as f64;
-    let mut ops: BTreeMap<&'static str, OpWork> = BTreeMap::new();
-    for call in p.ledger.take_calls() {
-        let w = ops.entry(call.op).or_default();
-        w.flops += call.flops * share;
-        w.bytes += call.bytes * share;
-        w.seconds += hardware.seconds(&call) * share;
-    }
+    let ops = by_op(&p.ledger.take_calls(), hardware, share);
     let transferred = transferred(r, &p, runs);
     let work: f64 = ops.values().map(|w| w.seconds).sum();
     let seconds = work.max(hardware.transfer(transferred));
     Ok(Phase { name: "", times: 1.0, ops, transferred, peak: p.ledger.peak() - live, seconds })
+}
+
+/// Work by op, `share` of it.
+fn by_op(calls: &[Call], hardware: &Hardware, share: f64) -> BTreeMap<&'static str, OpWork> {
+    let mut ops: BTreeMap<&'static str, OpWork> = BTreeMap::new();
+    for call in calls {
+        let w = ops.entry(call.op).or_default();
+        w.flops += call.flops * share;
+        w.bytes += call.bytes * share;
+        w.seconds += hardware.seconds(call) * share;
+    }
+    ops
 }
 
 /// Bytes that a device sends in a phase: weights gathered in each direction of the pass, gradients reduced, and queries,
@@ -264,14 +301,15 @@ fn phase(r: &Request, hardware: &Hardware, runs: Runs) -> Result<Phase> {
 fn transferred(r: &Request, p: &Passes, runs: Runs) -> f64 {
     let element = r.precision.dtype().size() as f64;
     let parameters = p.specs().iter().map(elements).sum::<u64>() as f64;
-    let (gathers, exchanges) = match runs {
-        Runs::Forward => (1.0, 1.0),
-        Runs::Jvp => (1.0, 2.0),
-        Runs::Gradient => (3.0, 3.0),
+    let trained = p.trained_specs().iter().map(elements).sum::<u64>() as f64;
+    let (gathered, exchanges) = match runs {
+        Runs::Teacher | Runs::Forward => (parameters, 1.0),
+        Runs::Jvp => (parameters, 2.0),
+        Runs::Gradient => (2.0 * parameters + trained, 3.0),
     };
     let others = |n: usize| (n - 1) as f64 / n as f64;
     let tokens = r.batch as f64 * r.tokens() as f64 / r.context as f64;
     let layer = 4.0 * tokens * r.network.dim as f64;
     let exchanged = exchanges * layer * r.network.layers as f64 * others(r.context);
-    (gathers * parameters * others(r.devices) + exchanged) * element
+    (gathered * others(r.devices) + exchanged) * element
 }

@@ -8,6 +8,7 @@
 //! | [`request`] | what is asked, and what cannot be |
 //! | [`passes`], [`steps`] | passes of the network, and training iterations, on shapes |
 //! | [`hardware`] | rates and capacities of devices, with their sources |
+//! | `parts` | the text encoder and the autoencoder, on shapes |
 //! | [`estimate`] | memory by kind, work by phase, time |
 //! | [`advice`] | what to change where it does not fit |
 #![deny(missing_docs)]
@@ -17,6 +18,7 @@ pub mod advice;
 mod error;
 pub mod estimate;
 pub mod hardware;
+mod parts;
 pub mod passes;
 pub mod request;
 pub mod steps;

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use fewstep_diffusion::{Denoiser, Wrapper};
 use fewstep_nn::wan::Wan;
-use fewstep_ops::{Conditions, Ghost, GhostGrads, Ledger, Meta, Network, ParamSpec, Pass, Trace, Traced};
+use fewstep_ops::{
+    Adapters, Conditions, Ghost, GhostGrads, Ledger, Meta, Network, ParamId, ParamSpec, Pass, Trace, Traced,
+};
 use fewstep_tensor::DType;
 
-use crate::{Request, Result};
+use crate::{Request, Result, Work};
 
 /// A denoiser with the shapes of one batch.
 pub struct Passes {
@@ -20,7 +22,7 @@ pub struct Passes {
     latent: Option<Meta>,
     table: Meta,
     dtype: DType,
-    lora: bool,
+    adapted: Option<(Arc<[ParamSpec]>, Arc<Adapters>)>,
     recompute: fewstep_ops::Recompute,
 }
 
@@ -28,8 +30,8 @@ pub struct Passes {
 pub type Held = Conditions<Ghost>;
 
 /// A prediction that waits for its cotangent.
-pub struct GhostTape<'p> {
-    mode: Trace<'p>,
+pub struct GhostTape {
+    mode: Trace,
     f: Traced,
     _table: Ghost,
 }
@@ -37,6 +39,12 @@ pub struct GhostTape<'p> {
 /// Whether a parameter is a matrix of a block: what adapters are put on.
 pub fn is_target(spec: &ParamSpec) -> bool {
     spec.name.starts_with("blocks.") && spec.name.ends_with(".weight") && spec.shape.len() == 2
+}
+
+fn adapted(specs: &[ParamSpec], rank: usize) -> Result<(Arc<[ParamSpec]>, Arc<Adapters>)> {
+    let targets = specs.iter().enumerate().filter(|(_, s)| is_target(s)).map(|(i, _)| ParamId(i));
+    let (specs, adapters) = Adapters::declare(specs, &targets.collect::<Vec<_>>(), rank, 1.0)?;
+    Ok((specs, Arc::new(adapters)))
 }
 
 impl Passes {
@@ -49,26 +57,40 @@ impl Passes {
         let dtype = r.precision.dtype();
         let video = |channels| [r.batch, channels, r.latent.frames, r.latent.height, r.latent.width];
         let beside = c.in_channels - c.out_channels;
-        // Cosines and sines, each in f64 and in f32: three doubles an angle.
-        let table = Meta::new(&[r.tokens(), c.head_dim() / 2, 3], DType::F64);
+        // Cosines and sines.
+        let table = Meta::new(&[r.tokens(), c.head_dim() / 2, 2], DType::F32);
+        let network = Wan::new(c.clone())?;
+        let trains = !matches!(r.work, Work::Sample { .. });
+        let rank = r.lora.filter(|_| trains);
+        let adapted = rank.map(|rank| adapted(network.specs(), rank)).transpose()?;
         let on_cpu = r.precision == crate::Precision::F32;
         Ok(Passes {
             ledger: Ledger::new(on_cpu),
-            denoiser: Denoiser::new(Wan::new(c.clone())?, Wrapper::Rf1000),
+            denoiser: Denoiser::new(network, Wrapper::Rf1000),
             state: Meta::new(&video(c.out_channels), DType::F64),
             text: Meta::new(&[r.batch, r.text_tokens, c.text_dim], dtype),
             image: c.image_dim.map(|d| Meta::new(&[r.batch, r.image_tokens(), d], dtype)),
             latent: (beside > 0).then(|| Meta::new(&video(beside), dtype)),
             table,
             dtype,
-            lora: r.lora.is_some(),
+            adapted,
             recompute: r.recompute,
         })
     }
 
-    /// The parameters.
+    /// The parameters of the network, adapters aside.
     pub fn specs(&self) -> &Arc<[ParamSpec]> {
         self.denoiser.network().specs()
+    }
+
+    /// The parameters of a role that is trained: the network's, and the adapters where they are trained.
+    pub fn all_specs(&self) -> &Arc<[ParamSpec]> {
+        self.adapted.as_ref().map_or_else(|| self.specs(), |(specs, _)| specs)
+    }
+
+    /// The parameters that are trained.
+    pub fn trained_specs(&self) -> &[ParamSpec] {
+        self.adapted.as_ref().map_or_else(|| &self.specs()[..], |(specs, _)| &specs[self.specs().len()..])
     }
 
     /// A state: f64, the shape of the samples.
@@ -86,12 +108,15 @@ impl Passes {
         }
     }
 
-    fn trace(&self, pass: Pass) -> Trace<'static> {
-        let trace = Trace::new(&self.ledger, self.specs(), self.dtype, pass);
-        if self.lora { trace.with_trainable(&is_target) } else { trace }
+    fn trace(&self, pass: Pass) -> Trace {
+        let trace = Trace::new(&self.ledger, self.all_specs(), self.dtype, pass);
+        match &self.adapted {
+            Some((_, adapters)) => trace.with_adapters(adapters),
+            None => trace,
+        }
     }
 
-    fn run(&self, m: &Trace<'_>, x: Traced, moving: bool, c: &Held) -> Result<Traced> {
+    fn run(&self, m: &Trace, x: Traced, moving: bool, c: &Held) -> Result<Traced> {
         let times = || self.ledger.ghost(Meta::new(&self.state.shape[..1], DType::F64));
         let t = m.input(times(), moving.then(times));
         let value = |g: &Ghost| m.input(g.clone(), None);
@@ -107,14 +132,25 @@ impl Passes {
         self.ledger.ghost(self.table.clone())
     }
 
-    /// F.
+    /// F of a role that is trained.
     ///
     /// # Errors
     /// If the shapes do not fit the network.
     pub fn velocity(&self, x: &Ghost, c: &Held) -> Result<Ghost> {
+        self.forward(&self.trace(Pass::Plain), x, c)
+    }
+
+    /// F of the teacher, which has no adapters.
+    ///
+    /// # Errors
+    /// If the shapes do not fit the network.
+    pub fn teacher_velocity(&self, x: &Ghost, c: &Held) -> Result<Ghost> {
+        self.forward(&Trace::new(&self.ledger, self.specs(), self.dtype, Pass::Plain), x, c)
+    }
+
+    fn forward(&self, m: &Trace, x: &Ghost, c: &Held) -> Result<Ghost> {
         let _table = self.table();
-        let m = self.trace(Pass::Plain);
-        Ok(self.run(&m, m.input(x.clone(), None), false, c)?.primal().clone())
+        Ok(self.run(m, m.input(x.clone(), None), false, c)?.primal().clone())
     }
 
     /// (F, Ḟ).
@@ -133,7 +169,7 @@ impl Passes {
     ///
     /// # Errors
     /// If the shapes do not fit the network.
-    pub fn velocity_tape(&self, x: &Ghost, c: &Held) -> Result<GhostTape<'static>> {
+    pub fn velocity_tape(&self, x: &Ghost, c: &Held) -> Result<GhostTape> {
         let table = self.table();
         let mode = self.trace(Pass::Tape(self.recompute));
         let f = self.run(&mode, mode.input(x.clone(), None), false, c)?;
@@ -141,7 +177,7 @@ impl Passes {
     }
 }
 
-impl GhostTape<'_> {
+impl GhostTape {
     /// F.
     pub fn f(&self) -> &Ghost {
         self.f.primal()

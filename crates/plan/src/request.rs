@@ -8,12 +8,12 @@ use serde::Serialize;
 use crate::{Error, Result};
 
 /// Pixels along one latent's edge (Wan VAE).
-const VAE_EDGE: usize = 8;
+pub(crate) const VAE_EDGE: usize = 8;
 /// Frames of video for each latent frame after the first (Wan VAE).
-const VAE_FRAMES: usize = 4;
+pub(crate) const VAE_FRAMES: usize = 4;
 /// Latent channels of the Wan VAE; networks with others read pixels.
-const VAE_CHANNELS: usize = 16;
-/// More tokens than this are refused: the network's rotary table alone is then built for real, 24 bytes a token and pair.
+pub(crate) const VAE_CHANNELS: usize = 16;
+/// More tokens than this are refused: twice those of any published video, and far from where byte counts overflow.
 const MAX_TOKENS: usize = 1 << 19;
 /// More samples, devices or steps than this are a slip of the keyboard.
 const MAX_COUNT: usize = 1 << 20;
@@ -110,6 +110,8 @@ impl Latent {
 pub struct Request {
     /// The network.
     pub network: WanConfig,
+    /// Networks that take turns in sampling: two where experts share the noise levels, of which one is trained at a time.
+    pub experts: usize,
     /// The latent, all of it, whatever the number of devices.
     pub latent: Latent,
     /// Text tokens.
@@ -150,6 +152,7 @@ impl Request {
     pub fn new(network: WanConfig, latent: Latent) -> Self {
         Request {
             network,
+            experts: 1,
             latent,
             text_tokens: 512,
             batch: 1,
@@ -184,6 +187,7 @@ impl Request {
         self.network.validate()?;
         let counts = [
             ("--batch", self.batch),
+            ("experts", self.experts),
             ("--devices", self.devices),
             ("--context-parallel", self.context),
             ("--text-tokens", self.text_tokens),

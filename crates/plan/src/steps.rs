@@ -19,13 +19,13 @@ impl Passes {
 
     /// The teacher's guided F: both predictions, then their combination.
     fn teacher(&self, x: &Ghost, b: &Batch) -> Result<Ghost> {
-        let _cond = self.velocity(x, &b.conditions)?;
-        let _uncond = self.velocity(x, &b.unconditional)?;
+        let _cond = self.teacher_velocity(x, &b.conditions)?;
+        let _uncond = self.teacher_velocity(x, &b.unconditional)?;
         Ok(self.state())
     }
 
     /// What a loss makes: a residual, its cotangent, and that weighted.
-    fn pull(&self, tape: crate::passes::GhostTape<'_>, grads: &mut GhostGrads) -> Result<()> {
+    fn pull(&self, tape: crate::passes::GhostTape, grads: &mut GhostGrads) -> Result<()> {
         let residual = self.state();
         let _f_bar = self.state();
         drop(residual);
@@ -96,7 +96,7 @@ impl Passes {
     /// # Errors
     /// If the shapes do not fit the network.
     pub fn student_iteration(&self, consistency: Option<bool>, simulation: Option<usize>) -> Result<()> {
-        let mut grads = GhostGrads::new(self.specs());
+        let mut grads = GhostGrads::new(self.all_specs());
         let batch = self.batch();
         match consistency {
             Some(true) => self.scm(&batch, &mut grads)?,
@@ -111,7 +111,7 @@ impl Passes {
     /// # Errors
     /// If the shapes do not fit the network.
     pub fn critic_iteration(&self, steps: usize) -> Result<()> {
-        let (mut grads, b) = (GhostGrads::new(self.specs()), self.batch());
+        let (mut grads, b) = (GhostGrads::new(self.all_specs()), self.batch());
         let start = self.state();
         let noise: Vec<Ghost> = (1..steps).map(|_| self.state()).collect();
         let _eps = self.state();
@@ -136,7 +136,7 @@ impl Passes {
         if guided {
             self.teacher(&x, &b)?;
         } else {
-            let _f = self.velocity(&x, &b.conditions)?;
+            let _f = self.teacher_velocity(&x, &b.conditions)?;
             let (_x_0, _fresh) = (self.state(), self.state());
         }
         Ok(())

@@ -36,5 +36,27 @@ fn products_are_those_of_the_formula() {
     let attention = 2.0 * l * (l + s) * d;
     let ends = l * d * (64.0 + 64.0) + s * (4096.0 * d + d * d) + (256.0 + d + 6.0 * d) * d;
     let formula = 2.0 * (layers * (linear + attention) + ends);
-    assert!((p.phases[0].product_flops() / formula - 1.0).abs() < 1e-12);
+    assert!(
+        (p.phases.iter().find(|p| p.name == "network forward").unwrap().product_flops() / formula - 1.0).abs() < 1e-12
+    );
+}
+
+#[test]
+fn a_sampling_encodes_its_prompts_draws_and_decodes() {
+    let r = Request { work: Work::Sample { steps: 4, guided: true }, ..published(WanConfig::t2v_1_3b()) };
+    let p = plan(&r, &Hardware::published("h100").unwrap()).unwrap();
+    let phases: Vec<(&str, f64)> = p.phases.iter().map(|p| (p.name, p.times)).collect();
+    assert_eq!(phases, [("text encoder", 2.0), ("network forward", 8.0), ("VAE decode", 1.0)]);
+    // umT5-xxl: four matrices of attention and three of the gated layer in each of 24 blocks, on 512 tokens.
+    let (d, ffn) = (4096.0, 10_240.0);
+    assert_eq!(p.phases[0].ops["linear"].flops, 24.0 * 2.0 * 512.0 * (4.0 * d * d + 3.0 * d * ffn));
+}
+
+#[test]
+fn two_experts_have_twice_the_weights_and_the_same_work() {
+    let r = Request { work: Work::Sample { steps: 4, guided: true }, ..published(WanConfig::t2v_14b()) };
+    let h100 = Hardware::published("h100").unwrap();
+    let [one, two] = [1, 2].map(|experts| plan(&Request { experts, ..r.clone() }, &h100).unwrap());
+    assert_eq!(two.memory[0].bytes, 2 * one.memory[0].bytes);
+    assert_eq!(two.seconds, one.seconds);
 }

@@ -1,17 +1,22 @@
 //! `fewstep plan`: what a sampling or a distillation takes, before anything is loaded.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use fewstep_nn::wan::WanConfig;
 use fewstep_ops::Recompute;
+use fewstep_pipeline::Parts;
 use fewstep_plan::{Change, Hardware, Latent, Plan, Precision, Request, Work, plan, suggest};
 
 use super::bench::{gemm_rate, median};
 use crate::error::{Error, Result};
 use crate::terminal::print;
 
+/// What describes a network in its folder.
+const CONFIG: &str = "config.json";
+/// How presets with two experts begin.
+const TWO_EXPERTS: &str = "wan2.2-";
 const GIB: f64 = (1u64 << 30) as f64;
 /// Elements that a measured copy moves: beyond any cache.
 const COPY: usize = 1 << 25;
@@ -59,8 +64,8 @@ pub struct PlanArgs {
     /// Network, such as wan2.1-t2v-1.3b
     #[arg(long, required_unless_present = "config")]
     pub preset: Option<String>,
-    /// config.json of a model folder, in place of a preset
-    #[arg(long, value_name = "FILE", conflicts_with = "preset")]
+    /// Folder of a model, or its config.json (the original's or diffusers'), in place of a preset
+    #[arg(long, value_name = "PATH", conflicts_with = "preset")]
     pub config: Option<PathBuf>,
     /// Width and height in pixels; 832x480, or the digits' 16x16
     #[arg(long, value_name = "WxH", value_parser = size)]
@@ -117,16 +122,33 @@ fn size(text: &str) -> std::result::Result<[usize; 2], String> {
     edges.ok_or_else(|| "give width and height as in 832x480".to_string())
 }
 
-fn network(args: &PlanArgs) -> Result<(String, WanConfig)> {
-    if let Some(path) = &args.config {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+/// The `config.json` of a model, and how many networks it has.
+fn described(path: &Path) -> Result<(PathBuf, usize)> {
+    if !path.is_dir() {
+        return Ok((path.to_path_buf(), 1));
+    }
+    let networks = Parts::find(path)?.transformers;
+    let folder = |p: &PathBuf| if p.is_dir() { Some(p.clone()) } else { p.parent().map(Path::to_path_buf) };
+    let folders = networks.iter().filter_map(folder).chain([path.to_path_buf()]);
+    let found = folders.map(|f| f.join(CONFIG)).find(|p| p.is_file());
+    Ok((found.unwrap_or_else(|| path.join(CONFIG)), networks.len().max(1)))
+}
+
+/// The name, the extents and the number of the networks.
+fn network(args: &PlanArgs) -> Result<(String, WanConfig, usize)> {
+    if let Some(given) = &args.config {
+        let (path, networks) = described(given)?;
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let json = serde_json::from_str(&text)
             .map_err(|e| Error::Argument(format!("{}: {e}; give the config.json of a Wan", path.display())))?;
-        return Ok((path.display().to_string(), WanConfig::from_json(&json)?));
+        return Ok((given.display().to_string(), WanConfig::from_json(&json)?, networks));
     }
     let name = args.preset.clone().unwrap_or_default();
     match WanConfig::preset(&name) {
-        Some(config) => Ok((name, config)),
+        Some(config) => {
+            let networks = if name.starts_with(TWO_EXPERTS) { 2 } else { 1 };
+            Ok((name, config, networks))
+        }
         None => {
             let names = WanConfig::PRESETS.map(|(n, _)| n);
             let nearest = names.into_iter().max_by(|a, b| strsim::jaro(a, &name).total_cmp(&strsim::jaro(b, &name)));
@@ -210,8 +232,8 @@ fn machine_memory() -> u64 {
 /// # Errors
 /// If the network, the video or the devices cannot be.
 pub fn run(args: &PlanArgs) -> Result<()> {
-    let (name, config) = network(args)?;
-    let request = request(args, config)?;
+    let (name, config, experts) = network(args)?;
+    let request = Request { experts, ..request(args, config)? };
     request.validate()?;
     let hardware = hardware(args)?;
     let plan = plan(&request, &hardware)?;
@@ -229,7 +251,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 fn table(name: &str, r: &Request, h: &Hardware, p: &Plan, changes: &[Change]) -> String {
     let Latent { frames, height, width } = r.latent;
     let mut out = format!(
-        "{name}: {:.3} billion parameters, {:.3} billion trained; {} tokens ({frames} x {height} x {width} latents)\n",
+        "{name}: {}{:.3} billion parameters, {:.3} billion trained; {} tokens ({frames} x {height} x {width} latents)\n",
+        if r.experts > 1 { format!("{} experts of ", r.experts) } else { String::new() },
         p.parameters as f64 / 1e9,
         p.trained as f64 / 1e9,
         p.tokens

@@ -57,3 +57,19 @@ fn what_cannot_be_planned_is_refused_with_a_remedy() {
     place.write("config.json", "{\"dim\": 1e3");
     assert_says(&place.refused_untouched(&plan(&["--config", "config.json"])), &["config.json", "of a Wan"]);
 }
+
+#[test]
+fn a_folder_of_either_release_is_planned_with_the_number_of_its_networks() {
+    let place = Place::new();
+    let diffusers = r#"{"_class_name":"WanTransformer3DModel","num_attention_heads":4,"attention_head_dim":24,"ffn_dim":384,
+        "num_layers":2,"in_channels":16,"out_channels":16,"text_dim":32,"freq_dim":96,"patch_size":[1,2,2],"eps":1e-6,
+        "cross_attn_norm":true,"qk_norm":"rms_norm_across_heads"}"#;
+    for folder in ["model/transformer", "model/transformer_2"] {
+        std::fs::create_dir_all(place.path(folder)).unwrap();
+        place.write(&format!("{folder}/config.json"), diffusers);
+    }
+    let args = ["--size", "64x64", "--frames", "5", "--method", "sample"];
+    let of = |config| place.done(&plan(&[&["--config", config][..], &args].concat()));
+    assert_says(&of("model"), &["2 experts of", "VAE decode"]);
+    assert!(!of("model/transformer/config.json").contains("experts"));
+}

@@ -151,7 +151,7 @@ impl WanVae {
         let job = Job {
             half: Half::Encoder,
             input: &self.prepare(params, video)?,
-            plan: self.plan(Half::Encoder, params, options, [b, h / SCALE, w / SCALE])?,
+            plan: self.plan(Half::Encoder, dtype(params), options, [b, h / SCALE, w / SCALE])?,
             units: [SCALE, 1],
             scaling: [vec![(1.0, 0.0); 3], statistics.map(|(m, s)| (1.0 / s, -m / s)).collect()],
             chunks: 1 + (f - 1) / FRAMES,
@@ -221,16 +221,31 @@ impl WanVae {
         Ok(Job {
             half: Half::Decoder,
             input: latent,
-            plan: self.plan(Half::Decoder, params, options, [b, h, w])?,
+            plan: self.plan(Half::Decoder, dtype(params), options, [b, h, w])?,
             units: [1, SCALE],
             scaling: [statistics.map(|(&m, &s)| (s, m)).collect(), vec![(1.0, 0.0); 3]],
             chunks: f,
         })
     }
 
-    fn plan(&self, half: Half, params: &Params, options: &VaeOptions, [b, h, w]: [usize; 3]) -> Result<Plan> {
+    /// Rows and columns of a tile and the number of tiles, for frames of b·h·w latent positions in a compute dtype.
+    ///
+    /// # Errors
+    /// If the budget is too small.
+    pub fn tiles(
+        &self,
+        half: Half,
+        dtype: DType,
+        options: &VaeOptions,
+        frame: [usize; 3],
+    ) -> Result<([usize; 2], usize)> {
+        let plan = self.plan(half, dtype, options, frame)?;
+        Ok(([plan.rows.size, plan.columns.size], plan.len()))
+    }
+
+    fn plan(&self, half: Half, dtype: DType, options: &VaeOptions, [b, h, w]: [usize; 3]) -> Result<Plan> {
         let area = if half == Half::Encoder { SCALE * SCALE } else { 1 };
-        let bytes = dtype(params).size().saturating_mul(b);
+        let bytes = dtype.size().saturating_mul(b);
         let bytes = values_per_position(self.layers(half), area).saturating_mul(bytes);
         Ok(Plan::new(options.tile, [h, w], bytes)?)
     }

@@ -106,13 +106,14 @@ impl WanConfig {
     }
 
     /// Every preset by name.
-    pub const PRESETS: [Preset; 7] = [
+    pub const PRESETS: [Preset; 8] = [
         ("digits", Self::digits),
         ("mid", Self::mid),
         ("wan2.1-t2v-1.3b", Self::t2v_1_3b),
         ("wan2.1-t2v-14b", Self::t2v_14b),
         ("wan2.1-i2v-14b", Self::i2v_14b),
         ("wan2.1-flf2v-14b", Self::flf2v_14b),
+        ("wan2.2-t2v-a14b", Self::t2v_14b),
         ("wan2.2-i2v-a14b", Self::i2v_a14b),
     ];
 

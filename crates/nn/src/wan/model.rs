@@ -122,21 +122,24 @@ impl Wan {
 
     /// Rotary angles [L, d/2], interleaved pairs: first those of the frame, then of the row, then of the column.
     pub fn rope_angles(&self, grid: [usize; 3]) -> Vec<f64> {
-        let d = self.config.head_dim();
-        let side = 2 * (d / 6);
-        let axes = [d - 2 * side, side, side];
-        let [f, h, w] = grid;
-        let frequencies = axes
-            .map(|dim| -> Vec<f64> { (0..dim / 2).map(|j| ROPE_THETA.powf(-2.0 * j as f64 / dim as f64)).collect() });
-        let mut angles = Vec::with_capacity(f * h * w * d / 2);
-        for i in 0..f * h * w {
-            let position = [i / (h * w), i / w % h, i % w];
-            for (p, frequencies) in position.into_iter().zip(&frequencies) {
-                angles.extend(frequencies.iter().map(|f| p as f64 * f));
-            }
-        }
-        angles
+        rope_angles(self.config.head_dim(), grid)
     }
+}
+
+fn rope_angles(d: usize, grid: [usize; 3]) -> Vec<f64> {
+    let side = 2 * (d / 6);
+    let axes = [d - 2 * side, side, side];
+    let [f, h, w] = grid;
+    let frequencies =
+        axes.map(|dim| -> Vec<f64> { (0..dim / 2).map(|j| ROPE_THETA.powf(-2.0 * j as f64 / dim as f64)).collect() });
+    let mut angles = Vec::with_capacity(f * h * w * d / 2);
+    for i in 0..f * h * w {
+        let position = [i / (h * w), i / w % h, i % w];
+        for (p, frequencies) in position.into_iter().zip(&frequencies) {
+            angles.extend(frequencies.iter().map(|f| p as f64 * f));
+        }
+    }
+    angles
 }
 
 impl Network for Wan {
@@ -157,8 +160,8 @@ impl Network for Wan {
             None => x.clone(),
         };
         let grid = self.grid(m.shape(&x))?;
-        let rope =
-            Arc::new(RopeTable::new(&self.rope_angles(grid), grid.iter().product(), self.config.head_dim() / 2)?);
+        let d = self.config.head_dim();
+        let rope = Arc::new(RopeTable::lazy(grid.iter().product(), d / 2, move || rope_angles(d, grid)));
 
         let patches = Rearrange::patchify(m.shape(&x), self.config.patch, PatchOrder::ChannelsFirst)?;
         let mut h = self.patch.apply(m, &m.apply(patches, &[&x])?)?; // [B, L, D]

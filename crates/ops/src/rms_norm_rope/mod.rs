@@ -105,7 +105,7 @@ impl RmsNormRope {
 
     fn rotation<T: fewstep_tensor::Element>(&self, dtype: DType) -> Result<Option<Rotation<'_, T>>> {
         let Some(rope) = &self.rope else { return Ok(None) };
-        let [cos, sin] = rope.table.get(dtype);
+        let [cos, sin] = rope.table.get(dtype)?;
         Ok(Some(Rotation { style: rope.style, cos: cos.as_slice::<T>()?, sin: sin.as_slice::<T>()? }))
     }
 }

@@ -1,12 +1,27 @@
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
 use fewstep_tensor::{DType, Tensor};
 
 use crate::{Error, Result};
 
-/// Cosines and sines [L, K/2] of the angles by which the pairs of a head are rotated, in f64 and in f32.
-#[derive(Clone, Debug)]
+type Angles = Arc<dyn Fn() -> Vec<f64> + Send + Sync>;
+
+/// Cosines and sines [L, K/2] of the angles by which the pairs of a head are rotated, in f64 or in f32: each computed when
+/// it is first asked for, so that a run without data computes none.
+#[derive(Clone)]
 pub struct RopeTable {
-    double: [Tensor; 2],
-    single: [Tensor; 2],
+    tokens: usize,
+    pairs: usize,
+    angles: Angles,
+    double: OnceLock<[Tensor; 2]>,
+    single: OnceLock<[Tensor; 2]>,
+}
+
+impl fmt::Debug for RopeTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RopeTable [{}, {}]", self.tokens, self.pairs)
+    }
 }
 
 impl RopeTable {
@@ -15,23 +30,50 @@ impl RopeTable {
     /// # Errors
     /// If there are not `tokens`·`pairs` angles.
     pub fn new(angles: &[f64], tokens: usize, pairs: usize) -> Result<Self> {
-        if angles.len() != tokens * pairs {
-            return Err(Error::input("rope_table", format!("{tokens}·{pairs} angles"), angles.len()));
-        }
-        let table = |f: fn(f64) -> f64| Tensor::from_vec(angles.iter().map(|&a| f(a)).collect(), &[tokens, pairs]);
-        let double = [table(f64::cos)?, table(f64::sin)?];
-        let single = [double[0].to_dtype(DType::F32), double[1].to_dtype(DType::F32)];
-        Ok(RopeTable { double, single })
+        refuse_others(angles, tokens, pairs)?;
+        let angles = angles.to_vec();
+        Ok(Self::lazy(tokens, pairs, move || angles.clone()))
+    }
+
+    /// As [`RopeTable::new`], with angles that are computed when they are first needed.
+    pub fn lazy(tokens: usize, pairs: usize, angles: impl Fn() -> Vec<f64> + Send + Sync + 'static) -> Self {
+        let (double, single) = (OnceLock::new(), OnceLock::new());
+        RopeTable { tokens, pairs, angles: Arc::new(angles), double, single }
     }
 
     /// (L, K/2)
     pub fn extents(&self) -> (usize, usize) {
-        (self.double[0].shape()[0], self.double[0].shape()[1])
+        (self.tokens, self.pairs)
     }
 
     /// Cosines and sines in a compute type.
-    pub(super) fn get(&self, dtype: DType) -> [&Tensor; 2] {
-        let [cos, sin] = if dtype == DType::F64 { &self.double } else { &self.single };
-        [cos, sin]
+    ///
+    /// # Errors
+    /// If there are not L·K/2 angles.
+    pub(super) fn get(&self, dtype: DType) -> Result<&[Tensor; 2]> {
+        let table = if dtype == DType::F64 { &self.double } else { &self.single };
+        if let Some(made) = table.get() {
+            return Ok(made);
+        }
+        let made = self.build(dtype)?;
+        Ok(table.get_or_init(|| made))
     }
+
+    fn build(&self, dtype: DType) -> Result<[Tensor; 2]> {
+        let angles = (self.angles)();
+        refuse_others(&angles, self.tokens, self.pairs)?;
+        let shape = [self.tokens, self.pairs];
+        let table = |f: fn(f64) -> f64| match dtype {
+            DType::F64 => Tensor::from_vec(angles.iter().map(|&a| f(a)).collect::<Vec<f64>>(), &shape),
+            _ => Tensor::from_vec(angles.iter().map(|&a| f(a) as f32).collect::<Vec<f32>>(), &shape),
+        };
+        Ok([table(f64::cos)?, table(f64::sin)?])
+    }
+}
+
+fn refuse_others(angles: &[f64], tokens: usize, pairs: usize) -> Result<()> {
+    if angles.len() == tokens * pairs {
+        return Ok(());
+    }
+    Err(Error::input("rope_table", format!("{tokens}·{pairs} angles"), angles.len()))
 }

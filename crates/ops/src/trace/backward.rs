@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{Ghost, Kept, Ledger, Pass, Trace, Traced};
 use crate::{Meta, Op, ParamId, ParamSpec, Recompute, Result, Rule};
 
-type Rerun = Box<dyn Fn(&Trace<'_>, &[Traced]) -> Result<Traced>>;
+type Rerun = Box<dyn Fn(&Trace, &[Traced]) -> Result<Traced>>;
 
 pub(super) enum Node {
     Param(ParamId),
@@ -40,7 +40,7 @@ fn accumulate(ledger: &Rc<Ledger>, slot: &mut Option<Ghost>, g: Ghost) {
     }
 }
 
-impl Trace<'_> {
+impl Trace {
     /// Pulls the cotangent of `y` back through the tape.
     ///
     /// # Errors
