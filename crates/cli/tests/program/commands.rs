@@ -1,6 +1,5 @@
 //! The commands that train nothing.
 
-use std::path::PathBuf;
 use std::process::Stdio;
 
 use fewstep_tensor::file::TensorFile;
