@@ -17,7 +17,7 @@ use fewstep_tensor::file::TensorFile;
 use fewstep_text::Identity;
 use serde::{Deserialize, Serialize};
 
-use crate::digits::suits_clips;
+use crate::digits::{CLIP, suits_clips};
 use crate::error::{Error, Result};
 use crate::settings::{StudentSampling, TeacherSampling};
 
@@ -71,12 +71,8 @@ impl Model {
     pub fn load(source: &str, dtype: DType) -> Result<Self> {
         let (file, sha256, _) = read(source)?;
         let model = Self::described(source, (&file, sha256), dtype)?;
-        match suits_clips(model.network().config()) {
-            Ok(()) => Ok(model),
-            Err((key, problem)) => Err(Error::Argument(format!(
-                "{source}: its network does not suit the clips: {key}: {problem}; {WRITTEN}"
-            ))),
-        }
+        refuse_other_than_clips(source, model.network().config())?;
+        Ok(model)
     }
 
     /// Reads a teacher: a model file, or bare weights in any published layout, which show their extents themselves but for
@@ -109,6 +105,9 @@ impl Model {
                  or `fewstep apply` for bare weights"
             ))
         })?;
+        if is_of_clips(&network) {
+            refuse_other_than_clips(source, &network)?;
+        }
         refuse_absurd(source, &network, file.tensors.len())?;
         let wan = Wan::new(network)?;
         let params = wan.load_from(file, &path, dtype)?;
@@ -203,10 +202,10 @@ pub fn role_of(metadata: &HashMap<String, String>) -> Result<Option<Role>> {
     Ok(description.transpose().map_err(refused)?.map(|d| d.role))
 }
 
-/// Whether a model is one of the moving digits: inside the program, or described as a network of their clips.
+/// Whether a model is one of the moving digits: inside the program, or described as a network of such clips.
 ///
 /// # Errors
-/// If a file that is there cannot be read.
+/// If a safetensors file that is there cannot be read.
 pub fn is_of_digits(source: &str) -> Result<bool> {
     if source.starts_with(BUILTIN) {
         return Ok(true);
@@ -216,8 +215,9 @@ pub fn is_of_digits(source: &str) -> Result<bool> {
         return Ok(false);
     }
     let file = TensorFile::read(path)?;
-    let description = file.metadata.get(DESCRIPTION_KEY).and_then(|t| serde_json::from_str::<Description>(t).ok());
-    Ok(description.is_some_and(|d| suits_clips(&d.network).is_ok()))
+    let description = file.metadata.get(DESCRIPTION_KEY).map(|t| serde_json::from_str::<Description>(t));
+    // A description that cannot be read is refused where digits are read.
+    Ok(description.is_some_and(|d| d.map_or(true, |d| is_of_clips(&d.network))))
 }
 
 /// Reads a model's file, or what is published as a folder or in PyTorch's format, with the hash of what was read.
@@ -241,14 +241,10 @@ fn published(path: PathBuf) -> Result<(TensorFile, String, PathBuf)> {
         let sha256 = digest::sha256_file(&path)?;
         return Ok((file, sha256, path));
     }
-    let path = locate(&path.to_string_lossy()).map_err(|e| match e {
-        fewstep_pipeline::Error::Missing { .. } => {
-            Error::Argument(format!("cannot read the model {e}, or {BUILTIN}digits-teacher, or a model.safetensors"))
-        }
-        other => other.into(),
-    })?;
+    let path = located(&path.to_string_lossy())?;
     let parts = Parts::find(&path)?;
     match parts.transformers.as_slice() {
+        [] => Err(no_transformer(&path.to_string_lossy())),
         [one] => Ok((read_weights(one)?, Identity::of_weights(one)?.to_string(), one.clone())),
         several => Err(Error::Argument(format!(
             "{}: a teacher is one network, here are {}: give the file or folder of one",
@@ -258,6 +254,27 @@ fn published(path: PathBuf) -> Result<(TensorFile, String, PathBuf)> {
     }
 }
 
+/// The path of a model, or of a released one by its name.
+///
+/// # Errors
+/// If there is none.
+pub fn located(source: &str) -> Result<PathBuf> {
+    locate(source).map_err(|e| match e {
+        fewstep_pipeline::Error::Missing { what, remedy, .. } => Error::Argument(format!(
+            "cannot read the model '{source}': {what}; {remedy}, or {BUILTIN}digits-teacher, or {WRITTEN}"
+        )),
+        other => other.into(),
+    })
+}
+
+/// A folder without a network.
+pub fn no_transformer(source: &str) -> Error {
+    Error::Argument(format!(
+        "cannot read the model '{source}': the folder holds no diffusion transformer; give the folder of a released model as \
+         it was downloaded, or its file, or {WRITTEN}"
+    ))
+}
+
 fn unreadable(e: fewstep_tensor::Error) -> Error {
     match e {
         fewstep_tensor::Error::Io { path, source } => {
@@ -265,6 +282,17 @@ fn unreadable(e: fewstep_tensor::Error) -> Error {
         }
         other => other.into(),
     }
+}
+
+/// Whether a network makes frames of colours, as the clips are, and not latents.
+fn is_of_clips(network: &WanConfig) -> bool {
+    network.out_channels == CLIP[0]
+}
+
+fn refuse_other_than_clips(source: &str, network: &WanConfig) -> Result<()> {
+    suits_clips(network).map_err(|(key, problem)| {
+        Error::Argument(format!("{source}: its network does not suit the clips: {key}: {problem}; {WRITTEN}"))
+    })
 }
 
 /// A description may promise a network of any extents: it is held against the file before it is built.

@@ -8,13 +8,13 @@ use fewstep_diffusion::{
 use fewstep_nn::vae::{Tile, VaeOptions};
 use fewstep_nn::wan::{Wan, WanConfig};
 use fewstep_ops::Conditions;
-use fewstep_pipeline::{Autoencoder, Parts, Prompts, Transformer, locate};
+use fewstep_pipeline::{Autoencoder, Parts, Prompts, Transformer};
 use fewstep_tensor::{DType, Tensor};
 use fewstep_text::{EmbeddingCache, WAN_NEGATIVE_PROMPT};
 
 use crate::args::{ModelParts, SamplerArg, SamplingArgs};
 use crate::error::{Error, Result};
-use crate::model::{Role, role_of};
+use crate::model::{Role, located, no_transformer, role_of};
 use crate::settings::{StudentSampling, TeacherSampling};
 
 /// What released models compute in on a CPU; their matrices stay as they are stored.
@@ -27,9 +27,9 @@ const BOUNDARIES: [f64; 2] = [0.9, 0.875];
 /// # Errors
 /// If the model or its base is nowhere.
 pub fn parts(model: &str, given: &ModelParts) -> Result<Parts> {
-    let own = Parts::find(&locate(model)?)?;
+    let own = Parts::find(&located(model)?)?;
     let base = match &given.base {
-        Some(base) => Parts { transformers: Vec::new(), ..Parts::find(&locate(base)?)? },
+        Some(base) => Parts { transformers: Vec::new(), ..Parts::find(&located(base)?)? },
         None => Parts::default(),
     };
     let given = Parts {
@@ -57,13 +57,10 @@ impl Released {
     ///
     /// # Errors
     /// If there is none, one is refused, or an argument cannot be.
-    pub fn load(parts: &Parts, given: &ModelParts, sampling: &SamplingArgs) -> Result<Self> {
+    pub fn load(model: &str, parts: &Parts, given: &ModelParts, sampling: &SamplingArgs) -> Result<Self> {
         let load = |path: &PathBuf| -> Result<Transformer> { Ok(Transformer::load(path, given.heads, COMPUTE)?) };
         let (Some(first), second) = (parts.transformers.first(), parts.transformers.get(1)) else {
-            return Err(Error::Argument(
-                "the model's folder holds no diffusion transformer: give the folder as it was downloaded, or its file"
-                    .into(),
-            ));
+            return Err(no_transformer(model));
         };
         let (first, second) = (load(first)?, second.map(load).transpose()?);
         if let Some(second) = second.as_ref().filter(|second| second.config() != first.config()) {

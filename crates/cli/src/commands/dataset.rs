@@ -72,7 +72,7 @@ fn build_from_teacher(args: &DatasetBuildArgs) -> Result<bool> {
         return Err(Error::Argument(format!("{}: no prompt in the file", args.prompts.display())));
     }
     let parts = parts(&args.model, &args.parts)?;
-    let model = Released::load(&parts, &args.parts, &args.sampling)?;
+    let model = Released::load(&args.model, &parts, &args.parts, &args.sampling)?;
     if model.config().in_channels != model.config().out_channels {
         return Err(Error::Argument("shards are of text to video: give a text-to-video model".into()));
     }

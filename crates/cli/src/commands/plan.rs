@@ -110,7 +110,7 @@ pub struct PlanArgs {
     #[arg(long, default_value = "cpu")]
     pub hardware: String,
     /// Memory of a device in GiB, if not the hardware's
-    #[arg(long, value_name = "GIB")]
+    #[arg(long, value_name = "GIB", allow_negative_numbers = true)]
     pub memory: Option<f64>,
     /// Print JSON instead of a table
     #[arg(long)]
@@ -251,7 +251,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 fn table(name: &str, r: &Request, h: &Hardware, p: &Plan, changes: &[Change]) -> String {
     let Latent { frames, height, width } = r.latent;
     let mut out = format!(
-        "{name}: {}{:.3} billion parameters, {:.3} billion trained; {} tokens ({frames} x {height} x {width} latents)\n",
+        "{name}: {}{:.3} billion parameters, {:.3} trained; {} tokens ({frames} x {height} x {width} latents)\n",
         if r.experts > 1 { format!("{} experts of ", r.experts) } else { String::new() },
         p.parameters as f64 / 1e9,
         p.trained as f64 / 1e9,

@@ -60,7 +60,7 @@ fn what_cannot_be_sampled_is_refused_with_a_remedy() {
     assert_says(&refused(&["--prompt", PROMPT, "-o", "none/clip.gif"]), &["none/clip.gif", "existing folder"]);
     assert_says(&refused(&["--prompts", "none.txt"]), &["none.txt", "check the path"]);
     assert_says(&refused(&["--prompts", "empty.txt"]), &["no prompts", "--prompt"]);
-    assert_says(&place.misused(&sample(TEACHER, &[])), &["--prompt"]);
+    assert_says(&refused(&[]), &["no prompts", "--prompt"]);
 }
 
 #[test]

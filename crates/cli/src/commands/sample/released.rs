@@ -35,7 +35,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let path = args.output.clone().unwrap_or_else(|| PathBuf::from(OUTPUT));
     let output = Output::of(&path)?;
     let parts = parts(&args.model, &args.parts)?;
-    let model = Released::load(&parts, &args.parts, &args.sampling)?;
+    let model = Released::load(&args.model, &parts, &args.parts, &args.sampling)?;
     let image = args.image.as_ref().map(read_image).transpose()?;
     refuse_unsuited(model.config(), image.as_ref())?;
     let size = args.sampling.size.unwrap_or_else(|| image.as_ref().map_or(SIZE, size_like));
