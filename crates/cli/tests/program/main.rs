@@ -178,7 +178,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             all.extend(files(&path));
-        } else if !path.ends_with("run.lock") {
+        } else if path.extension().is_none_or(|e| e != "lock") {
             let bytes = std::fs::read(&path).unwrap();
             all.insert(path, bytes);
         }
