@@ -1,6 +1,6 @@
 //! Foreign video through the `ffmpeg` program: another process, and frames that say their own sides (PPM).
 
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -87,7 +87,7 @@ pub(crate) fn decode(path: &Path, wanted: &Wanted, mut take: impl FnMut(Image) -
 }
 
 /// The next frame, or nothing at the end.
-fn frame(path: &Path, out: &mut impl Read) -> Result<Option<Image>> {
+fn frame(path: &Path, out: &mut impl BufRead) -> Result<Option<Image>> {
     let broken = |reason: &str| MediaError::Malformed { path: path.to_owned(), kind: KIND, reason: reason.to_owned() };
     let cannot = |source| MediaError::Read { path: path.to_owned(), source };
     let mut head = [0; 3];

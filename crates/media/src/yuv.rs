@@ -95,8 +95,9 @@ pub(crate) fn to_rgb(frame: &impl YUVSource, matrix: Matrix) -> Option<Vec<u8>> 
     let Matrix { kr, kb } = matrix;
     let mut rgb = Vec::with_capacity(w * h * CHANNELS);
     // The nearer chroma sample has weight 3/4, the next one on the pixel's side 1/4.
-    let taps =
-        |i: usize, n: usize| (i / 2, if i % 2 == 0 { (i / 2).saturating_sub(1) } else { (i / 2 + 1).min(n - 1) });
+    let taps = |i: usize, n: usize| {
+        (i / 2, if i.is_multiple_of(2) { (i / 2).saturating_sub(1) } else { (i / 2 + 1).min(n - 1) })
+    };
     for y in 0..h {
         let (near_y, far_y) = taps(y, ch);
         for x in 0..w {

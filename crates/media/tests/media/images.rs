@@ -136,7 +136,8 @@ fn fitting_cuts_the_middle_out_of_what_is_wider() {
 #[test]
 fn shrinking_does_not_alias() {
     // A chequerboard of single pixels is grey from afar.
-    let board: Vec<u8> = (0..128 * 128).flat_map(|i| [if (i % 128 + i / 128) % 2 == 0 { 255 } else { 0 }; 3]).collect();
+    let board: Vec<u8> =
+        (0..128 * 128).flat_map(|i| [if (i % 128 + i / 128_usize).is_multiple_of(2) { 255 } else { 0 }; 3]).collect();
     let small = fit(&Image::new(128, 128, board).unwrap(), 16, 16).unwrap();
     assert!(small.rgb().iter().all(|&v| v.abs_diff(127) < 12));
 }
