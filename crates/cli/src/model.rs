@@ -99,7 +99,7 @@ impl Model {
 
     fn described(source: &str, (file, sha256): (&TensorFile, String), dtype: DType) -> Result<Self> {
         let path = PathBuf::from(source);
-        let Description { network, role } = description(source, file)?.ok_or_else(|| {
+        let Description { network, role } = description(source, &file.metadata)?.ok_or_else(|| {
             Error::Argument(format!(
                 "{source}: the file does not say what network it is (no '{DESCRIPTION_KEY}' in its header); {WRITTEN}, \
                  or `fewstep apply` for bare weights"
@@ -160,7 +160,7 @@ impl Weights {
             Some(name) => TensorFile::parse(builtin(name)?, &path)?,
             None => fewstep_formats::read_weights(&path)?,
         };
-        let told = match description(source, &file)? {
+        let told = match description(source, &file.metadata)? {
             Some(description) => Some(description.network),
             None => folder_config(&path)?,
         };
@@ -172,9 +172,12 @@ impl Weights {
     }
 }
 
-/// What a file says of itself, if anything.
-fn description(source: &str, file: &TensorFile) -> Result<Option<Description>> {
-    let parsed = file.metadata.get(DESCRIPTION_KEY).map(|text| serde_json::from_str(text)).transpose();
+/// What a file's header says of itself, if this program wrote it.
+///
+/// # Errors
+/// If the description cannot be read.
+pub fn description(source: &str, metadata: &HashMap<String, String>) -> Result<Option<Description>> {
+    let parsed = metadata.get(DESCRIPTION_KEY).map(|text| serde_json::from_str(text)).transpose();
     parsed.map_err(|e| Error::Argument(format!("{source}: cannot read its description ({e}); {WRITTEN}")))
 }
 
@@ -190,16 +193,6 @@ fn folder_config(folder: &Path) -> Result<Option<WanConfig>> {
         Error::Argument(format!("{}: not JSON ({e}); fetch it again, or give the file of weights", path.display()))
     })?;
     Ok(Some(WanConfig::from_json(&json)?))
-}
-
-/// What the header of a file says of how its model is sampled, if this program wrote it.
-///
-/// # Errors
-/// If the description cannot be read.
-pub fn role_of(metadata: &HashMap<String, String>) -> Result<Option<Role>> {
-    let description = metadata.get(DESCRIPTION_KEY).map(|text| serde_json::from_str::<Description>(text));
-    let refused = |e| Error::Argument(format!("cannot read the model's description ({e}); {WRITTEN}"));
-    Ok(description.transpose().map_err(refused)?.map(|d| d.role))
 }
 
 /// Whether a model is one of the moving digits: inside the program, or described as a network of such clips.

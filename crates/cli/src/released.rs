@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use fewstep_diffusion::{
     Draw, Expert, Experts, FewStepGrid, FewStepPreset, Guidance, RfTime, Sampler, Schedule, Shift, Sigma,
 };
+use fewstep_formats::read_weights;
 use fewstep_nn::vae::{Tile, VaeOptions};
 use fewstep_nn::wan::{Wan, WanConfig};
 use fewstep_ops::Conditions;
@@ -14,7 +15,7 @@ use fewstep_text::{EmbeddingCache, WAN_NEGATIVE_PROMPT};
 
 use crate::args::{ModelParts, SamplerArg, SamplingArgs};
 use crate::error::{Error, Result};
-use crate::model::{Role, located, no_transformer, role_of};
+use crate::model::{Role, description, located, no_transformer};
 use crate::settings::{StudentSampling, TeacherSampling};
 
 /// What released models compute in on a CPU; their matrices stay as they are stored.
@@ -58,11 +59,17 @@ impl Released {
     /// # Errors
     /// If there is none, one is refused, or an argument cannot be.
     pub fn load(model: &str, parts: &Parts, given: &ModelParts, sampling: &SamplingArgs) -> Result<Self> {
-        let load = |path: &PathBuf| -> Result<Transformer> { Ok(Transformer::load(path, given.heads, COMPUTE)?) };
+        let load = |path: &PathBuf| -> Result<(Transformer, Option<Role>)> {
+            let file = read_weights(path)?;
+            let own = description(model, &file.metadata)?;
+            let heads = given.heads.or(own.as_ref().map(|d| d.network.heads));
+            Ok((Transformer::of_file(file, path, heads, COMPUTE)?, own.map(|d| d.role)))
+        };
         let (Some(first), second) = (parts.transformers.first(), parts.transformers.get(1)) else {
             return Err(no_transformer(model));
         };
-        let (first, second) = (load(first)?, second.map(load).transpose()?);
+        let (first, own) = load(first)?;
+        let second = second.map(load).transpose()?.map(|(second, _)| second);
         if let Some(second) = second.as_ref().filter(|second| second.config() != first.config()) {
             let (a, b) = (first.config().dim, second.config().dim);
             return Err(Error::Argument(format!(
@@ -71,7 +78,7 @@ impl Released {
         }
         let conditioned = first.config().in_channels != first.config().out_channels;
         let default = parts.boundary.unwrap_or(BOUNDARIES[usize::from(!conditioned)]);
-        let role = role(&first, second.is_some(), sampling)?;
+        let role = role(&first, own, second.is_some(), sampling)?;
         role.validate()?;
         let guidance_2 = match (sampling.guidance_2.or(sampling.guidance), role) {
             (Some(w), _) => Guidance::new(w)?,
@@ -142,8 +149,7 @@ fn expert_of(network: &Transformer, guidance: Guidance) -> Expert<'_, Wan> {
 }
 
 /// How a model is sampled: by its own description, or as it was published, with what the command line says.
-fn role(first: &Transformer, two: bool, args: &SamplingArgs) -> Result<Role> {
-    let own = role_of(&first.metadata)?;
+fn role(first: &Transformer, own: Option<Role>, two: bool, args: &SamplingArgs) -> Result<Role> {
     let few = match (args.sampler, own) {
         (Some(sampler), _) => sampler == SamplerArg::FewStep,
         (None, Some(own)) => matches!(own, Role::Student(_)),

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use fewstep_diffusion::{Denoiser, Predictor, Wrapper};
-use fewstep_formats::read_weights;
 use fewstep_nn::wan::{Wan, WanConfig};
 use fewstep_nn::weights::Policy;
 use fewstep_ops::Params;
@@ -26,8 +25,6 @@ pub struct Transformer {
     pub denoiser: Denoiser<Wan>,
     /// The weights: matrices as they are stored, mapped from the file, all else in the compute dtype.
     pub params: Params,
-    /// Metadata of the file.
-    pub metadata: std::collections::HashMap<String, String>,
     /// Whether the patch embedding is stored as a matrix, as distilled models in the rCM layout store it.
     pub distilled_layout: bool,
     /// What weights these are.
@@ -35,20 +32,11 @@ pub struct Transformer {
 }
 
 impl Transformer {
-    /// Reads a network of any published layout: a file, a folder, or an index of shards. Heads are those given, or those of
-    /// the `config.json` beside the weights, or 128 wide.
+    /// A network of any published layout, from what was read at a path: a file, a folder, or an index of shards. Heads are
+    /// those given, or those of the `config.json` beside the weights, or 128 wide.
     ///
     /// # Errors
-    /// If the weights cannot be read or are no Wan network's.
-    pub fn load(path: &Path, heads: Option<usize>, dtype: DType) -> Result<Self> {
-        let file = read_weights(path)?;
-        Self::of_file(file, path, heads, dtype)
-    }
-
-    /// As [`Transformer::load`], from a file already read.
-    ///
-    /// # Errors
-    /// As [`Transformer::load`].
+    /// If the weights are no Wan network's.
     pub fn of_file(file: TensorFile, path: &Path, heads: Option<usize>, dtype: DType) -> Result<Self> {
         let heads = match heads {
             Some(heads) => Some(heads),
@@ -63,7 +51,6 @@ impl Transformer {
             denoiser: Denoiser::new(wan, Wrapper::Rf1000),
             params,
             distilled_layout: file.tensors.iter().any(is_matrix),
-            metadata: file.metadata,
             identity: Identity::of_weights(path)?,
         })
     }
