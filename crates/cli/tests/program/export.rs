@@ -1,7 +1,5 @@
 //! `export`: the layouts and files of other programs, and back.
 
-use std::path::PathBuf;
-
 use fewstep_nn::wan::WanConfig;
 use fewstep_tensor::DType;
 use fewstep_tensor::file::TensorFile;
@@ -13,10 +11,8 @@ const DIFFUSERS: &str = "wan_t2v_weights_diffusers_f32.safetensors";
 
 fn place() -> Place {
     let place = Place::new();
-    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
-    let folder = std::env::var_os("FEWSTEP_FIXTURES").map_or_else(|| own.into(), PathBuf::from);
     for name in [WAN, DIFFUSERS] {
-        std::fs::copy(folder.join(name), place.path(name)).unwrap();
+        std::fs::copy(crate::fixtures().join(name), place.path(name)).unwrap();
     }
     place
 }

@@ -98,9 +98,8 @@ fn a_file_that_does_not_describe_itself_is_refused_with_a_remedy() {
 #[test]
 fn a_teacher_of_bare_weights_shows_its_extents_but_for_heads_and_must_suit_the_data() {
     let place = Place::new();
-    let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
-    let folder = std::env::var_os("FEWSTEP_FIXTURES").map_or_else(|| own.into(), std::path::PathBuf::from);
-    std::fs::copy(folder.join("wan_t2v_weights_orig_bf16.safetensors"), place.path("wan.safetensors")).unwrap();
+    std::fs::copy(crate::fixtures().join("wan_t2v_weights_orig_bf16.safetensors"), place.path("wan.safetensors"))
+        .unwrap();
     let args = ["distill", "-o", "run", "--set", "teacher=wan.safetensors"];
     assert_says(&place.refused_untouched(&args), &["weights do not show their heads", "the setting heads"]);
     let message = place.refused_untouched(&[&args[..], &["--set", "heads=2"]].concat());
