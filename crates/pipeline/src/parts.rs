@@ -1,5 +1,7 @@
 //! Where the parts of a model are.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -28,6 +30,9 @@ const TWO_EXPERTS: [[&str; 2]; 2] = [["transformer", "transformer_2"], ["high_no
 /// A single network.
 const ONE: [&str; 3] =
     ["transformer", "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"];
+
+/// A model's configuration is a few kilobytes; what is longer than this is cut, and then no JSON.
+const MAX_JSON: u64 = 1 << 20;
 
 /// Names of published models, with the repositories that hold them: the original release's and diffusers'.
 pub const PUBLISHED: [(&str, [&str; 2]); 7] = [
@@ -133,7 +138,9 @@ pub(crate) fn read_json(path: &Path) -> Result<Value> {
         what,
         remedy: "take the file from the model's folder again".into(),
     };
-    let text = std::fs::read_to_string(path).map_err(|e| refused(e.to_string()))?;
+    let mut text = String::new();
+    let read = File::open(path).and_then(|f| f.take(MAX_JSON).read_to_string(&mut text));
+    read.map_err(|e| refused(e.to_string()))?;
     serde_json::from_str(&text).map_err(|e| refused(format!("not JSON ({e})")))
 }
 
