@@ -131,7 +131,6 @@ fn spread(inputs: usize) -> f64 {
 fn merge(w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
     let ([outputs, rank], [_, inputs]) = (b.dims::<2>()?, a.dims::<2>()?);
     let mut wide = w.to_dtype(a.dtype());
-    let Device::Cpu = w.device();
     dispatch_float!("adapters", a.dtype(), T => {
         let (a, b) = (Mat::new(a.as_slice::<T>()?, rank, inputs, inputs), Mat::new(b.as_slice::<T>()?, outputs, rank, rank));
         let out = MatMut::new(wide.make_mut::<T>()?, outputs, inputs, inputs);

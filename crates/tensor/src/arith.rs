@@ -165,10 +165,9 @@ pub fn normal(
     dtype: DType,
     device: Device,
 ) -> Result<Tensor> {
-    let Device::Cpu = device;
     let row: usize = shape.iter().skip(1).product();
     let draws = Tensor::cpu_with(shape, |out: &mut [f32]| {
         out.par_chunks_mut(row.max(1)).enumerate().for_each(|(i, o)| stream.fill_normal(first + i as u64, o));
     });
-    Ok(draws.to_dtype(dtype))
+    draws.to_dtype(dtype).to_device(device)
 }

@@ -6,11 +6,11 @@ use crate::storage::{Buffer, CpuStorage};
 /// The element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
-    /// IEEE single precision: the compute type on CPUs.
+    /// IEEE single precision: the compute type on CPUs, and of masters and statistics everywhere.
     F32,
     /// IEEE double precision: proofs, preconditioning coefficients and loss arithmetic.
     F64,
-    /// bfloat16: a storage type on CPUs.
+    /// bfloat16: the compute type on GPUs, a storage type on CPUs.
     Bf16,
 }
 
@@ -22,6 +22,12 @@ impl DType {
             DType::F64 => 8,
             DType::Bf16 => 2,
         }
+    }
+
+    /// The dtype that elements of this one are computed in, and that statistics, modulation and gradients of parameters have
+    /// beside them: f32 for bf16, otherwise the same.
+    pub fn wide(self) -> DType {
+        if self == DType::Bf16 { DType::F32 } else { self }
     }
 }
 
@@ -37,18 +43,21 @@ impl fmt::Display for DType {
 
 /// Where a tensor lives.
 ///
-/// Every operation matches on this, so that a second back end is a second arm and nothing else.
+/// Every operation matches on this: a back end is an arm and nothing else.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Device {
     /// Host memory, computed on by the process's threads.
     #[default]
     Cpu,
+    /// An NVIDIA GPU, by the driver's number.
+    Cuda(usize),
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
         }
     }
 }

@@ -31,6 +31,19 @@ pub enum Error {
         /// The type that came.
         got: DType,
     },
+    /// A tensor is on another device than an operation takes.
+    #[error("{op}: expected a tensor on {expected}, got one on {got}")]
+    Device {
+        /// The operation that refused.
+        op: &'static str,
+        /// The device that it takes.
+        expected: Device,
+        /// The device that came.
+        got: Device,
+    },
+    /// A GPU failed.
+    #[error(transparent)]
+    Cuda(#[from] fewstep_cuda::Error),
     /// Operands live on different devices.
     #[error("{op}: operands on different devices, {a} and {b}")]
     DeviceMismatch {

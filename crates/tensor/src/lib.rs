@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod arith;
+pub mod cuda;
 mod dtype;
 mod error;
 pub mod file;

@@ -172,8 +172,10 @@ pub enum CpuStorage {
 }
 
 /// Memory of one tensor, on one device.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Storage {
     /// Host memory.
     Cpu(CpuStorage),
+    /// A GPU's memory.
+    Cuda(crate::cuda::CudaStorage),
 }

@@ -101,7 +101,7 @@ impl Tensor {
         Ok(decode(stored, data, shape))
     }
 
-    /// The elements' little-endian bytes; borrowed on a little-endian machine.
+    /// The elements' little-endian bytes, of a tensor on the host; borrowed on a little-endian machine.
     pub fn le_bytes(&self) -> Cow<'_, [u8]> {
         fn bytes<T: Element, const N: usize>(t: &Tensor, f: impl Fn(T) -> [u8; N]) -> Cow<'_, [u8]> {
             // The caller matched on the dtype.

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use crate::dtype::{DType, Device, Element};
 use crate::error::{Error, Result};
 use crate::map::{FileMap, Window};
+use crate::cuda::CudaStorage;
 use crate::storage::{Buffer, CpuStorage, Storage};
 
 /// Elementwise work below this many elements stays on the calling thread: waking the pool costs more.
@@ -66,11 +67,11 @@ impl Tensor {
 
     /// Whether the elements are those of a mapped file: no private memory, and read when they are touched.
     pub fn is_mapped(&self) -> bool {
-        let Storage::Cpu(storage) = &*self.storage;
-        match storage {
-            CpuStorage::F32(b) => b.is_mapped(),
-            CpuStorage::F64(b) => b.is_mapped(),
-            CpuStorage::Bf16(b) => b.is_mapped(),
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(b)) => b.is_mapped(),
+            Storage::Cpu(CpuStorage::F64(b)) => b.is_mapped(),
+            Storage::Cpu(CpuStorage::Bf16(b)) => b.is_mapped(),
+            Storage::Cuda(_) => false,
         }
     }
 
@@ -81,14 +82,36 @@ impl Tensor {
         Self::from_buffer(buffer, shape)
     }
 
-    /// All elements equal to `value`, rounded to the dtype.
+    /// All elements equal to `value`, rounded to the dtype. Where a GPU has no memory for them, the first use says so.
     pub fn full(shape: &[usize], value: f64, dtype: DType, device: Device) -> Self {
-        let Device::Cpu = device;
-        match dtype {
-            DType::F32 => Self::cpu_with(shape, |o: &mut [f32]| o.fill(value as f32)),
-            DType::F64 => Self::cpu_with(shape, |o: &mut [f64]| o.fill(value)),
-            DType::Bf16 => Self::cpu_with(shape, |o: &mut [bf16]| o.fill(bf16::from_f64(value))),
+        match (device, dtype) {
+            (Device::Cuda(ordinal), _) => Self::on_cuda(crate::cuda::full(shape, value, dtype, ordinal), shape, dtype, ordinal),
+            (Device::Cpu, DType::F32) => Self::cpu_with(shape, |o: &mut [f32]| o.fill(value as f32)),
+            (Device::Cpu, DType::F64) => Self::cpu_with(shape, |o: &mut [f64]| o.fill(value)),
+            (Device::Cpu, DType::Bf16) => Self::cpu_with(shape, |o: &mut [bf16]| o.fill(bf16::from_f64(value))),
         }
+    }
+
+    /// Unspecified elements, for a kernel to write.
+    ///
+    /// # Errors
+    /// If a GPU has no memory for them.
+    pub fn empty(shape: &[usize], dtype: DType, device: Device) -> Result<Self> {
+        match device {
+            Device::Cpu => Ok(Self::full(shape, 0.0, dtype, device)),
+            Device::Cuda(ordinal) => {
+                Ok(Self::from_cuda(CudaStorage::new(ordinal, dtype, shape.iter().product())?, shape, dtype))
+            }
+        }
+    }
+
+    pub(crate) fn from_cuda(storage: CudaStorage, shape: &[usize], dtype: DType) -> Self {
+        Tensor { storage: Arc::new(Storage::Cuda(storage)), dtype, shape: shape.to_vec(), offset: 0 }
+    }
+
+    /// A tensor of a device, or one that gives the error at its first use.
+    fn on_cuda(made: Result<Self>, shape: &[usize], dtype: DType, ordinal: usize) -> Self {
+        made.unwrap_or_else(|e| Self::from_cuda(CudaStorage::failed(ordinal, shape.iter().product(), e), shape, dtype))
     }
 
     /// All zeros.
@@ -128,6 +151,7 @@ impl Tensor {
     pub fn device(&self) -> Device {
         match &*self.storage {
             Storage::Cpu(_) => Device::Cpu,
+            Storage::Cuda(storage) => Device::Cuda(storage.ordinal()),
         }
     }
 
@@ -136,12 +160,27 @@ impl Tensor {
         self.shape.last().copied().unwrap_or(1)
     }
 
+    fn host(&self, op: &'static str) -> Result<&CpuStorage> {
+        match &*self.storage {
+            Storage::Cpu(storage) => Ok(storage),
+            Storage::Cuda(_) => Err(Error::Device { op, expected: Device::Cpu, got: self.device() }),
+        }
+    }
+
+    /// The GPU's memory that holds the elements, and the first one's place in it.
+    pub(crate) fn cuda(&self, op: &'static str) -> Result<(&CudaStorage, usize)> {
+        match &*self.storage {
+            Storage::Cuda(storage) => Ok((storage, self.offset)),
+            Storage::Cpu(_) => Err(Error::Device { op, expected: Device::Cuda(0), got: Device::Cpu }),
+        }
+    }
+
     /// The elements in row-major order, on the host.
     ///
     /// # Errors
-    /// If the element type is another one.
+    /// If the element type is another one, or the elements are on a GPU.
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
-        let Storage::Cpu(storage) = &*self.storage;
+        let storage = self.host("as_slice")?;
         let wrong = Error::DType { op: "as_slice", expected: T::DTYPE, got: self.dtype };
         let all = T::slice(storage).ok_or(wrong)?;
         Ok(&all[self.offset..self.offset + self.len()])
@@ -152,23 +191,55 @@ impl Tensor {
     /// # Errors
     /// If the element type is another one.
     pub fn make_mut<T: Element>(&mut self) -> Result<&mut [T]> {
-        let (len, windowed) = (self.len(), self.storage_len() != self.len());
-        if windowed || Arc::strong_count(&self.storage) > 1 {
-            let src = self.as_slice::<T>()?;
-            *self = Self::cpu_with(&self.shape, |o: &mut [T]| o.copy_from_slice(src));
-        }
-        let (dtype, offset) = (self.dtype, self.offset);
-        let Storage::Cpu(storage) = Arc::make_mut(&mut self.storage);
+        self.make_unique()?;
+        let (dtype, offset, len, got) = (self.dtype, self.offset, self.len(), self.device());
+        let elsewhere = Error::Device { op: "make_mut", expected: Device::Cpu, got };
+        let Some(Storage::Cpu(storage)) = Arc::get_mut(&mut self.storage) else { return Err(elsewhere) };
         let wrong = Error::DType { op: "make_mut", expected: T::DTYPE, got: dtype };
         Ok(&mut T::slice_mut(storage).ok_or(wrong)?[offset..offset + len])
     }
 
+    /// Makes sure that no other tensor shares the elements, so that they can be written in place: copied first if one does.
+    ///
+    /// # Errors
+    /// If a GPU has no memory for the copy.
+    pub fn make_unique(&mut self) -> Result<()> {
+        if self.storage_len() == self.len() && Arc::strong_count(&self.storage) == 1 {
+            return Ok(());
+        }
+        *self = match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(_)) => self.host_copy::<f32>()?,
+            Storage::Cpu(CpuStorage::F64(_)) => self.host_copy::<f64>()?,
+            Storage::Cpu(CpuStorage::Bf16(_)) => self.host_copy::<bf16>()?,
+            Storage::Cuda(_) => crate::cuda::copy(self)?,
+        };
+        Ok(())
+    }
+
+    fn host_copy<T: Element>(&self) -> Result<Self> {
+        let from = self.as_slice::<T>()?;
+        Ok(Self::cpu_with(&self.shape, |o: &mut [T]| o.copy_from_slice(from)))
+    }
+
     fn storage_len(&self) -> usize {
-        let Storage::Cpu(storage) = &*self.storage;
-        match storage {
-            CpuStorage::F32(b) => b.as_slice().len(),
-            CpuStorage::F64(b) => b.as_slice().len(),
-            CpuStorage::Bf16(b) => b.as_slice().len(),
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(b)) => b.as_slice().len(),
+            Storage::Cpu(CpuStorage::F64(b)) => b.as_slice().len(),
+            Storage::Cpu(CpuStorage::Bf16(b)) => b.as_slice().len(),
+            Storage::Cuda(storage) => storage.len(),
+        }
+    }
+
+    /// The same elements on a device; free where they are there.
+    ///
+    /// # Errors
+    /// If a GPU cannot be opened, has no memory for them, or a copy fails.
+    pub fn to_device(&self, device: Device) -> Result<Self> {
+        match (self.device(), device) {
+            (from, to) if from == to => Ok(self.clone()),
+            (Device::Cpu, Device::Cuda(ordinal)) => crate::cuda::upload(self, ordinal),
+            (_, Device::Cpu) => crate::cuda::download(self),
+            (Device::Cuda(_), Device::Cuda(_)) => self.to_device(Device::Cpu)?.to_device(device),
         }
     }
 
@@ -217,16 +288,23 @@ impl Tensor {
         }
         let mut shape = first.shape.clone();
         shape[0] = rows;
+        if first.device() != Device::Cpu {
+            return crate::cuda::cat(parts, &shape);
+        }
         dispatch_float!("cat", first.dtype, T => {
             let slices = parts.iter().map(|p| p.as_slice::<T>()).collect::<Result<Vec<_>>>()?;
             Ok(Self::from_vec(slices.concat(), &shape)?)
         })
     }
 
-    /// The elements converted to `dtype`, rounding to nearest even; free if nothing changes.
+    /// The elements converted to `dtype`, rounding to nearest even; free if nothing changes. Where a GPU has no memory for
+    /// them, the first use says so.
     pub fn to_dtype(&self, dtype: DType) -> Self {
         if dtype == self.dtype {
             return self.clone();
+        }
+        if let Device::Cuda(ordinal) = self.device() {
+            return Self::on_cuda(crate::cuda::convert(self, dtype), &self.shape, dtype, ordinal);
         }
         match (self.dtype, dtype) {
             (DType::F32, DType::F64) => self.convert::<f32, f64>(|x| x as f64),
@@ -239,10 +317,8 @@ impl Tensor {
     }
 
     fn convert<A: Element, B: Element>(&self, f: impl Fn(A) -> B + Sync) -> Self {
-        let Storage::Cpu(storage) = &*self.storage;
-        // The caller matched on the dtype, so the slice is there; an empty one would only follow a wrong match.
-        let src = A::slice(storage).unwrap_or(&[]);
-        let src = &src[self.offset..self.offset + self.len()];
+        // The caller matched on device and dtype, so the slice is there; an empty one would only follow a wrong match.
+        let src = self.as_slice::<A>().unwrap_or(&[]);
         Self::cpu_with(&self.shape, |out: &mut [B]| {
             out.par_chunks_mut(PARALLEL_MIN).zip(src.par_chunks(PARALLEL_MIN)).for_each(|(o, s)| {
                 o.iter_mut().zip(s).for_each(|(o, &s)| *o = f(s));
@@ -250,11 +326,9 @@ impl Tensor {
         })
     }
 
-    /// All elements widened to f64, on the host.
+    /// All elements widened to f64, on the host; NaN where a GPU does not give them, which the next operation there tells.
     pub fn to_vec_f64(&self) -> Vec<f64> {
-        let wide = self.to_dtype(DType::F64);
-        let Storage::Cpu(storage) = &*wide.storage;
-        let all = f64::slice(storage).unwrap_or(&[]);
-        all[wide.offset..wide.offset + wide.len()].to_vec()
+        let wide = self.to_device(Device::Cpu).map(|t| t.to_dtype(DType::F64));
+        wide.and_then(|t| t.as_slice::<f64>().map(<[f64]>::to_vec)).unwrap_or_else(|_| vec![f64::NAN; self.len()])
     }
 }

@@ -67,7 +67,6 @@ impl Op for Attention {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let e = self.of(x)?;
-        let Device::Cpu = x[0].device();
         dispatch_float!(NAME, x[0].dtype(), T => cpu::forward::<T>(&e, x))
     }
 
@@ -76,7 +75,6 @@ impl Op for Attention {
         if x_dot.iter().all(Option::is_none) {
             return Ok(Dual { primal: self.forward(x)?.y, tangent: None });
         }
-        let Device::Cpu = x[0].device();
         dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(&e, x, x_dot))
     }
 
@@ -85,7 +83,6 @@ impl Op for Attention {
         if y_bar.shape() != [e.b, e.l, e.n * e.v] {
             return Err(Error::input(NAME, format!("a cotangent {:?}", [e.b, e.l, e.n * e.v]), y_bar.shape()));
         }
-        let Device::Cpu = y_bar.device();
         dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&e, saved, y_bar, wanted))
     }
 

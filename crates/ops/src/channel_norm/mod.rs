@@ -32,7 +32,6 @@ impl Op for ChannelNorm {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let rows = Self::of(x)?;
-        let Device::Cpu = x[0].device();
         dispatch_float!(NAME, x[0].dtype(), T => Ok(cpu::forward::<T>(&rows, x)?.into()))
     }
 
@@ -42,7 +41,6 @@ impl Op for ChannelNorm {
         if x_dot.iter().all(Option::is_none) {
             return Ok(Dual { primal, tangent: None });
         }
-        let Device::Cpu = x[0].device();
         let tangent = dispatch_float!(NAME, x[0].dtype(), T => cpu::tangent::<T>(&rows, x, x_dot))?;
         Ok(Dual { primal, tangent: Some(tangent) })
     }
@@ -52,7 +50,6 @@ impl Op for ChannelNorm {
         if y_bar.shape() != saved.shape(0) {
             return Err(Error::input(NAME, format!("a cotangent {:?}", saved.shape(0)), y_bar.shape()));
         }
-        let Device::Cpu = y_bar.device();
         dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&rows, saved, y_bar, wanted))
     }
 

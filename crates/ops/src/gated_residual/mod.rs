@@ -37,7 +37,6 @@ impl Op for GatedResidual {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let r = of(x)?;
-        let Device::Cpu = x[0].device();
         dispatch_float!(NAME, x[0].dtype(), T => Ok(cpu::add_gated::<T>(&r, Some(x[0]), &[(x[1], x[2])])?.into()))
     }
 
@@ -50,7 +49,6 @@ impl Op for GatedResidual {
         if products.is_empty() {
             return Ok(Dual { primal, tangent: x_dot[0].cloned() });
         }
-        let Device::Cpu = x[0].device();
         let tangent = dispatch_float!(NAME, x[0].dtype(), T => cpu::add_gated::<T>(&r, x_dot[0], &products))?;
         Ok(Dual { primal, tangent: Some(tangent) })
     }
@@ -60,7 +58,6 @@ impl Op for GatedResidual {
         if y_bar.shape() != saved.shape(0) {
             return Err(Error::input(NAME, format!("a cotangent {:?}", saved.shape(0)), y_bar.shape()));
         }
-        let Device::Cpu = y_bar.device();
         dispatch_float!(NAME, y_bar.dtype(), T => {
             let h_bar = if wanted[1] { Some(cpu::add_gated::<T>(&r, None, &[(y_bar, saved.input(2)?)])?) } else { None };
             let gate_bar = if wanted[2] { Some(cpu::gate_bar::<T>(&r, saved, y_bar)?) } else { None };

@@ -49,7 +49,6 @@ impl Linear {
     /// x·Wᵀ + b, added to `onto` where given.
     fn product(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, onto: Option<Tensor>) -> Result<Tensor> {
         let e = self.extents(x.shape(), w.shape(), b.map(Tensor::shape))?;
-        let Device::Cpu = x.device();
         dispatch_float!("linear", x.dtype(), T => Ok(cpu::forward::<T>(&e, x, w, b, onto)?))
     }
 }
@@ -64,7 +63,6 @@ fn widened(e: &Extents, rule: Rule<'_>) -> usize {
 }
 
 fn add_rows(y: Tensor, b: &Tensor) -> Result<Tensor> {
-    let Device::Cpu = y.device();
     dispatch_float!("linear", y.dtype(), T => cpu::add_rows::<T>(y, b))
 }
 
@@ -102,7 +100,6 @@ impl Op for Linear {
         if y_bar.shape() != e.shape {
             return Err(Error::input("linear", format!("a cotangent {:?}", e.shape), y_bar.shape()));
         }
-        let Device::Cpu = y_bar.device();
         dispatch_float!("linear", y_bar.dtype(), T => {
             let x_bar = if wanted[0] { Some(cpu::input_bar::<T>(&e, saved.shape(0), y_bar, saved.input(1)?)?) } else { None };
             let w_bar = if wanted[1] { Some(cpu::weight_bar::<T>(&e, y_bar, saved.input(0)?)?) } else { None };

@@ -69,7 +69,6 @@ impl Rearrange {
         if x.len() != self.split.iter().product::<usize>() {
             return Err(Error::input("rearrange", format!("the elements of {:?}", self.split), x.shape()));
         }
-        let Device::Cpu = x.device();
         dispatch_float!("rearrange", x.dtype(), T => cpu::permute::<T>(x, &self.split, &self.axes, &self.joined))
     }
 }

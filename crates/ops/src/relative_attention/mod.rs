@@ -91,13 +91,11 @@ impl Op for RelativeAttention {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let e = self.of(x)?;
-        let Device::Cpu = x[0].device();
         dispatch_float!(NAME, x[0].dtype(), T => Ok(cpu::jvp::<T>(&e, &self.spans, x, &[None; 4])?.primal.into()))
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
         let e = self.of(x)?;
-        let Device::Cpu = x[0].device();
         dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(&e, &self.spans, x, x_dot))
     }
 
@@ -107,7 +105,6 @@ impl Op for RelativeAttention {
             return Err(Error::input(NAME, format!("a cotangent {:?}", [e.t, e.n * e.v]), y_bar.shape()));
         }
         let x = [saved.input(0)?, saved.input(1)?, saved.input(2)?, saved.input(3)?];
-        let Device::Cpu = y_bar.device();
         dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&e, &self.spans, x, y_bar, wanted))
     }
 

@@ -117,7 +117,6 @@ impl Op for RmsNormRope {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let e = self.of(x)?;
-        let Device::Cpu = x[0].device();
         dispatch_float!(NAME, x[0].dtype(), T => cpu::forward::<T>(self, &e, x))
     }
 
@@ -126,7 +125,6 @@ impl Op for RmsNormRope {
         if x_dot.iter().all(Option::is_none) {
             return Ok(Dual { primal: self.forward(x)?.y, tangent: None });
         }
-        let Device::Cpu = x[0].device();
         dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(self, &e, x, x_dot))
     }
 
@@ -135,7 +133,6 @@ impl Op for RmsNormRope {
         if y_bar.shape() != saved.shape(0) {
             return Err(Error::input(NAME, format!("a cotangent {:?}", saved.shape(0)), y_bar.shape()));
         }
-        let Device::Cpu = y_bar.device();
         dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(self, &e, saved, y_bar, wanted))
     }
 

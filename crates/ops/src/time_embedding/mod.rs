@@ -34,7 +34,6 @@ impl Op for TimeEmbedding {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         self.check(x[0])?;
-        let Device::Cpu = x[0].device();
         Ok(cpu::forward(x[0], self.dim)?.to_dtype(self.dtype).into())
     }
 

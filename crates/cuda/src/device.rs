@@ -1,0 +1,149 @@
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, RwLock};
+
+use crate::driver::{Driver, Module};
+use crate::memory::{Account, Usage};
+use crate::nvidia::Nvidia;
+use crate::product::Product;
+use crate::tensor_map::{TensorMap, Tiling};
+use crate::{Result, Source};
+
+/// The ordinal of the device that is emulated on the host.
+#[cfg(feature = "emulator")]
+pub const EMULATED: usize = usize::MAX;
+
+/// What a device is.
+#[derive(Clone, Debug)]
+pub struct Properties {
+    /// Its name.
+    pub name: String,
+    /// Its compute capability, major and minor.
+    pub capability: (i32, i32),
+    /// Its memory in bytes.
+    pub memory: usize,
+    /// Its streaming multiprocessors.
+    pub multiprocessors: usize,
+    /// The most shared memory of a block, in bytes.
+    pub shared: usize,
+}
+
+type Key = (&'static str, Vec<(String, String)>);
+
+/// A device in use. Opened once for a process; cloning is free.
+#[derive(Clone, Debug)]
+pub struct Gpu(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    driver: Box<dyn Driver>,
+    account: Account,
+    modules: RwLock<HashMap<Key, Loaded>>,
+}
+
+#[derive(Clone)]
+struct Loaded(Arc<dyn Module>);
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Module")
+    }
+}
+
+static OPEN: LazyLock<Mutex<HashMap<usize, Gpu>>> = LazyLock::new(Default::default);
+
+impl Gpu {
+    /// Device `ordinal` of the driver.
+    ///
+    /// # Errors
+    /// If there is no driver, no such device, it is too old, or a library of CUDA is missing: with what to do.
+    pub fn open(ordinal: usize) -> Result<Gpu> {
+        let mut open = OPEN.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(gpu) = open.get(&ordinal) {
+            return Ok(gpu.clone());
+        }
+        let driver: Box<dyn Driver> = match ordinal {
+            #[cfg(feature = "emulator")]
+            EMULATED => Box::new(crate::emulated::Emulated::new()?),
+            _ => Box::new(Nvidia::open(ordinal)?),
+        };
+        let gpu = Gpu(Arc::new(Inner { driver, account: Account::default(), modules: RwLock::default() }));
+        open.insert(ordinal, gpu.clone());
+        Ok(gpu)
+    }
+
+    pub(crate) fn driver(&self) -> &dyn Driver {
+        &*self.0.driver
+    }
+
+    pub(crate) fn account(&self) -> &Account {
+        &self.0.account
+    }
+
+    /// What the device is.
+    pub fn properties(&self) -> &Properties {
+        self.0.driver.properties()
+    }
+
+    /// Memory in use and the peak.
+    pub fn usage(&self) -> Usage {
+        Usage { total: self.properties().memory, ..self.0.account.usage() }
+    }
+
+    /// Starts a new measurement of the peak, from what is live now.
+    pub fn reset_peak(&self) {
+        self.0.account.reset_peak();
+    }
+
+    /// Waits until all work is done.
+    ///
+    /// # Errors
+    /// If some of it failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.0.driver.synchronize()
+    }
+
+    /// Seconds that the device spends on what `f` asks of it.
+    ///
+    /// # Errors
+    /// As `f`, or if the work fails.
+    pub fn time(&self, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
+        Ok(self.0.driver.time(&mut f)? / 1000.0)
+    }
+
+    /// C (+)= A·B (+ bias).
+    ///
+    /// # Errors
+    /// If the library refuses.
+    pub fn multiply(&self, product: &Product) -> Result<()> {
+        if product.m * product.n == 0 {
+            return Ok(());
+        }
+        self.0.driver.multiply(product)
+    }
+
+    /// The description of a tiled array for the bulk copy engine.
+    ///
+    /// # Errors
+    /// If the device has none, or refuses the extents.
+    pub fn tensor_map(&self, tiling: &Tiling) -> Result<TensorMap> {
+        self.0.driver.tensor_map(tiling)
+    }
+
+    /// Compiles a source for these definitions, or finds it compiled.
+    ///
+    /// # Errors
+    /// If it does not compile.
+    pub fn prepare(&self, source: &Source, defines: &[(String, String)]) -> Result<()> {
+        self.module(source, defines).map(drop)
+    }
+
+    pub(crate) fn module(&self, source: &Source, defines: &[(String, String)]) -> Result<Arc<dyn Module>> {
+        let key = (source.name(), defines.to_vec());
+        if let Some(found) = self.0.modules.read().unwrap_or_else(|e| e.into_inner()).get(&key) {
+            return Ok(found.0.clone());
+        }
+        let module = self.0.driver.load(source.name(), &source.text(), defines)?;
+        self.0.modules.write().unwrap_or_else(|e| e.into_inner()).insert(key, Loaded(module.clone()));
+        Ok(module)
+    }
+}

@@ -1,0 +1,46 @@
+//! What a device must be able to do: the real one through NVIDIA's driver, or a stand-in on the host.
+
+use std::ffi::c_void;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::product::Product;
+use crate::tensor_map::{TensorMap, Tiling};
+use crate::{Properties, Result};
+
+/// A refusal to allocate: no memory, or another error.
+pub(crate) enum Refusal {
+    Full,
+    Error(crate::Error),
+}
+
+/// A device with one stream. Addresses are the device's.
+pub(crate) trait Driver: Send + Sync + Debug {
+    fn properties(&self) -> &Properties;
+    fn alloc(&self, bytes: usize) -> std::result::Result<u64, Refusal>;
+    fn free(&self, address: u64);
+    fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
+    fn zero(&self, to: u64, bytes: usize) -> Result<()>;
+    fn synchronize(&self) -> Result<()>;
+    /// Compiles a source, or finds it compiled.
+    fn load(&self, name: &str, text: &str, defines: &[(String, String)]) -> Result<Arc<dyn Module>>;
+    fn multiply(&self, product: &Product) -> Result<()>;
+    fn tensor_map(&self, tiling: &Tiling) -> Result<TensorMap>;
+    /// Milliseconds that the device spends on what `f` asks of it.
+    fn time(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+}
+
+/// A compiled source.
+pub(crate) trait Module: Send + Sync {
+    /// Starts a kernel: `args` point to the values of its parameters.
+    fn launch(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        args: &mut [*mut c_void],
+    ) -> Result<()>;
+}

@@ -1,0 +1,66 @@
+//! Where the libraries of CUDA are.
+
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Folders, in this order: `FEWSTEP_CUDA_LIBRARIES`, the toolkit's, and those of wheels in the usual Python environments.
+fn folders() -> Vec<PathBuf> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+    let mut all: Vec<PathBuf> =
+        var("FEWSTEP_CUDA_LIBRARIES").map(|v| std::env::split_paths(&v).collect()).unwrap_or_default();
+    for home in ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(var).map(PathBuf::from) {
+        all.push(home.join("lib64"));
+    }
+    all.push("/usr/local/cuda/lib64".into());
+    let python = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(var).map(PathBuf::from);
+    for prefix in python.chain(["/usr/local".into(), "/usr".into(), "/opt/conda".into()]) {
+        for version in children(&prefix.join("lib")) {
+            for packages in ["site-packages", "dist-packages"] {
+                all.extend(children(&version.join(packages).join("nvidia")).into_iter().map(|p| p.join("lib")));
+            }
+        }
+    }
+    all
+}
+
+fn children(folder: &Path) -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> =
+        std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    all.sort();
+    all
+}
+
+/// Makes sure that a library can be loaded by its name: the loader finds it, or it lies in one of the folders and is loaded
+/// from there, after which the name finds what is loaded.
+fn find(present: impl Fn() -> bool, library: &'static str, wheel: &'static str) -> Result<()> {
+    if present() {
+        return Ok(());
+    }
+    for file in folders().into_iter().map(|folder| folder.join(library)).filter(|file| file.is_file()) {
+        // SAFETY: loading runs the initialisers of a library of CUDA.
+        if let Ok(loaded) = unsafe { libloading::Library::new(&file) } {
+            // It stays for the life of the process, as what is found by name does.
+            std::mem::forget(loaded);
+            if present() {
+                return Ok(());
+            }
+        }
+    }
+    Err(Error::Library { library, wheel })
+}
+
+pub(super) fn driver() -> Result<()> {
+    // SAFETY: tries to load the library and closes it again.
+    if unsafe { cudarc::driver::sys::is_culib_present() } { Ok(()) } else { Err(Error::NoDriver) }
+}
+
+pub(super) fn compiler() -> Result<()> {
+    // SAFETY: as above.
+    find(|| unsafe { cudarc::nvrtc::sys::is_culib_present() }, "libnvrtc.so.13", "nvidia-cuda-nvrtc")
+}
+
+pub(super) fn products() -> Result<()> {
+    // SAFETY: as above.
+    find(|| unsafe { cudarc::cublaslt::sys::is_culib_present() }, "libcublasLt.so.13", "nvidia-cublas")
+}

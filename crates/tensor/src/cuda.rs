@@ -1,0 +1,311 @@
+//! Tensors on NVIDIA GPUs: their memory, copies, and kernels that take tensors.
+
+use fewstep_cuda::{Buffer, Element, Gpu, Operand, Product, TensorMap};
+pub use fewstep_cuda::{Source, memory};
+
+use crate::{DType, Device, Error, Result, Tensor};
+
+/// Device memory of one tensor, or why there is none: operations that cannot fail leave the error here, and the first use
+/// returns it.
+#[derive(Debug)]
+pub struct CudaStorage {
+    ordinal: usize,
+    len: usize,
+    memory: fewstep_cuda::Result<Buffer>,
+}
+
+impl CudaStorage {
+    pub(crate) fn new(ordinal: usize, dtype: DType, len: usize) -> Result<Self> {
+        let memory = Buffer::new(&Gpu::open(ordinal)?, len * dtype.size())?;
+        Ok(CudaStorage { ordinal, len, memory: Ok(memory) })
+    }
+
+    /// Memory that could not be had.
+    pub(crate) fn failed(ordinal: usize, len: usize, e: Error) -> Self {
+        let e = match e {
+            Error::Cuda(e) => e,
+            other => fewstep_cuda::Error::Call { call: "a tensor", reason: other.to_string() },
+        };
+        CudaStorage { ordinal, len, memory: Err(e) }
+    }
+
+    pub(crate) fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn buffer(&self) -> Result<&Buffer> {
+        self.memory.as_ref().map_err(|e| Error::Cuda(e.clone()))
+    }
+}
+
+/// The GPU that emulated kernels run on: the host, slowly, with every access checked.
+#[cfg(feature = "emulator")]
+pub const EMULATED: Device = Device::Cuda(fewstep_cuda::EMULATED);
+
+/// The GPU of a device.
+///
+/// # Errors
+/// If the device is none, or cannot be opened.
+pub fn gpu(device: Device) -> Result<Gpu> {
+    match device {
+        Device::Cuda(ordinal) => Ok(Gpu::open(ordinal)?),
+        Device::Cpu => Err(Error::Device { op: "gpu", expected: Device::Cuda(0), got: device }),
+    }
+}
+
+impl Tensor {
+    /// The address of the first element on the GPU; 0 where there is none.
+    ///
+    /// # Errors
+    /// If the tensor is on the host, or its memory could not be had.
+    pub fn address(&self) -> Result<u64> {
+        let (storage, offset) = self.cuda("address")?;
+        let base = storage.buffer()?.address();
+        Ok(if base == 0 { 0 } else { base + (offset * self.dtype().size()) as u64 })
+    }
+
+    /// Whether the first element lies at a multiple of so many bytes; of a tensor on a GPU.
+    pub fn is_aligned(&self, bytes: u64) -> bool {
+        self.address().is_ok_and(|a| a.is_multiple_of(bytes))
+    }
+}
+
+pub(crate) fn upload(t: &Tensor, ordinal: usize) -> Result<Tensor> {
+    let storage = CudaStorage::new(ordinal, t.dtype(), t.len())?;
+    storage.buffer()?.upload(0, &t.le_bytes())?;
+    Ok(Tensor::from_cuda(storage, t.shape(), t.dtype()))
+}
+
+pub(crate) fn download(t: &Tensor) -> Result<Tensor> {
+    fn to_host<T: crate::Element>(t: &Tensor) -> Result<Tensor> {
+        let (storage, offset) = t.cuda("download")?;
+        let (buffer, mut copied) = (storage.buffer()?, Ok(()));
+        let host = Tensor::cpu_with(t.shape(), |out: &mut [T]| {
+            copied = buffer.download(offset * size_of::<T>(), bytemuck::cast_slice_mut(out));
+        });
+        copied?;
+        Ok(host)
+    }
+    match t.dtype() {
+        DType::F32 => to_host::<f32>(t),
+        DType::F64 => to_host::<f64>(t),
+        DType::Bf16 => to_host::<half::bf16>(t),
+    }
+}
+
+/// A copy of its own on the same GPU.
+pub(crate) fn copy(t: &Tensor) -> Result<Tensor> {
+    cat(&[t], t.shape())
+}
+
+pub(crate) fn cat(parts: &[&Tensor], shape: &[usize]) -> Result<Tensor> {
+    let (first, mut at) = (parts[0], 0);
+    let all = Tensor::empty(shape, first.dtype(), first.device())?;
+    for part in parts {
+        if part.dtype() != first.dtype() {
+            return Err(Error::DType { op: "cat", expected: first.dtype(), got: part.dtype() });
+        }
+        if part.device() != first.device() {
+            return Err(Error::DeviceMismatch { op: "cat", a: first.device(), b: part.device() });
+        }
+        let ((from, start), bytes) = (part.cuda("cat")?, part.len() * part.dtype().size());
+        all.cuda("cat")?.0.buffer()?.copy_from(at, from.buffer()?, start * part.dtype().size(), bytes)?;
+        at += bytes;
+    }
+    Ok(all)
+}
+
+/// The name of a dtype in CUDA C++.
+fn element_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "float",
+        DType::F64 => "double",
+        DType::Bf16 => "bf16",
+    }
+}
+
+/// A kernel about to start on tensors of one GPU: its extents and the values of its parameters, in their order.
+pub struct Launch<'a> {
+    inner: fewstep_cuda::Launch<'a>,
+    failed: Option<Error>,
+}
+
+impl<'a> Launch<'a> {
+    /// A kernel of a source, compiled with `ELEMENT` for a dtype: one block of one warp, until told otherwise.
+    ///
+    /// # Errors
+    /// If the device is no GPU or cannot be opened.
+    pub fn new(device: Device, source: &'a Source, dtype: DType, kernel: &'static str) -> Result<Self> {
+        let inner = fewstep_cuda::Launch::new(&gpu(device)?, source, kernel).define("ELEMENT", element_name(dtype));
+        Ok(Launch { inner, failed: None })
+    }
+
+    fn with(self, f: impl FnOnce(fewstep_cuda::Launch<'a>) -> fewstep_cuda::Launch<'a>) -> Self {
+        Launch { inner: f(self.inner), failed: self.failed }
+    }
+
+    /// Defines a macro for the source: another value is another compilation.
+    pub fn define(self, name: &str, value: impl ToString) -> Self {
+        self.with(|l| l.define(name, value))
+    }
+
+    /// Blocks along x, y and z. Without any the launch does nothing.
+    pub fn grid(self, grid: [usize; 3]) -> Self {
+        self.with(|l| l.grid(grid))
+    }
+
+    /// Threads of a block.
+    pub fn threads(self, threads: usize) -> Self {
+        self.with(|l| l.threads(threads))
+    }
+
+    /// Bytes of dynamic shared memory of a block.
+    pub fn shared(self, bytes: usize) -> Self {
+        self.with(|l| l.shared(bytes))
+    }
+
+    /// A pointer to a tensor's first element.
+    pub fn tensor(mut self, t: &Tensor) -> Self {
+        let address = t.address().unwrap_or_else(|e| {
+            self.failed.get_or_insert(e);
+            0
+        });
+        self.with(|l| l.address(address))
+    }
+
+    /// A pointer to a tensor's first element, null without one.
+    pub fn optional(self, t: Option<&Tensor>) -> Self {
+        match t {
+            Some(t) => self.tensor(t),
+            None => self.with(|l| l.address(0)),
+        }
+    }
+
+    /// An `i64`.
+    pub fn size(self, size: usize) -> Self {
+        self.with(|l| l.size(size))
+    }
+
+    /// A `double`.
+    pub fn real(self, x: f64) -> Self {
+        self.with(|l| l.real(x))
+    }
+
+    /// An `int`, 1 or 0.
+    pub fn flag(self, flag: bool) -> Self {
+        self.with(|l| l.flag(flag))
+    }
+
+    /// A `u32`.
+    pub fn word(self, word: u32) -> Self {
+        self.with(|l| l.word(word))
+    }
+
+    /// A tensor map, by value.
+    pub fn map(self, map: TensorMap) -> Self {
+        self.with(|l| l.map(map))
+    }
+
+    /// Starts the kernel.
+    ///
+    /// # Errors
+    /// If a tensor has no memory on a GPU, the source does not compile, or the driver refuses. Errors of the kernel itself
+    /// come with a later call.
+    pub fn run(self) -> Result<()> {
+        match self.failed {
+            Some(e) => Err(e),
+            None => Ok(self.inner.run()?),
+        }
+    }
+}
+
+/// A factor of a matrix product, as it lies in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Factor<'a> {
+    /// The elements.
+    pub tensor: &'a Tensor,
+    /// Whether it is used transposed.
+    pub transposed: bool,
+}
+
+/// c (+)= a·b (+ bias) with a [m, k], b [k, n], c [m, n], dense and row-major. Factors are of one dtype, c of that or the
+/// wide one; accumulates in the wide dtype. The bias [n] has the dtype of the factors.
+///
+/// # Errors
+/// If dtypes do not fit, tensors are not on one GPU, or the library refuses.
+pub fn multiply(
+    [m, n, k]: [usize; 3],
+    a: Factor<'_>,
+    b: Factor<'_>,
+    bias: Option<&Tensor>,
+    c: &Tensor,
+    accumulate: bool,
+) -> Result<()> {
+    const NAME: &str = "multiply";
+    let factors = a.tensor.dtype();
+    for (t, dtype) in [(b.tensor, factors), (bias.unwrap_or(b.tensor), factors)] {
+        if t.dtype() != dtype {
+            return Err(Error::DType { op: NAME, expected: dtype, got: t.dtype() });
+        }
+    }
+    if c.dtype() != factors && c.dtype() != factors.wide() {
+        return Err(Error::DType { op: NAME, expected: factors.wide(), got: c.dtype() });
+    }
+    if (a.tensor.len(), b.tensor.len(), c.len()) != (m * k, k * n, m * n) {
+        return Err(Error::shape(NAME, format!("[{m}, {k}] by [{k}, {n}] into [{m}, {n}]"), c.shape()));
+    }
+    let operand = |f: Factor<'_>| Ok::<_, Error>(Operand { address: f.tensor.address()?, transposed: f.transposed });
+    let product = Product {
+        m,
+        n,
+        k,
+        a: operand(a)?,
+        b: operand(b)?,
+        c: c.address()?,
+        factors: element(factors),
+        result: element(c.dtype()),
+        accumulate,
+        bias: bias.map(Tensor::address).transpose()?,
+    };
+    Ok(gpu(c.device())?.multiply(&product)?)
+}
+
+fn element(dtype: DType) -> Element {
+    match dtype {
+        DType::F32 => Element::F32,
+        DType::F64 => Element::F64,
+        DType::Bf16 => Element::Bf16,
+    }
+}
+
+const ARITH: Source = Source::new("arith", &[include_str!("arith.cu")]);
+
+/// Threads of an elementwise block, and elements that one of its threads handles.
+const THREADS: usize = 256;
+const PER_THREAD: usize = 4;
+
+pub(crate) fn full(shape: &[usize], value: f64, dtype: DType, ordinal: usize) -> Result<Tensor> {
+    let t = Tensor::empty(shape, dtype, Device::Cuda(ordinal))?;
+    if value == 0.0 && value.is_sign_positive() {
+        t.cuda("full")?.0.buffer()?.zero()?;
+        return Ok(t);
+    }
+    elementwise(&t, "fill")?.tensor(&t).size(t.len()).real(value).run()?;
+    Ok(t)
+}
+
+/// A launch of an elementwise kernel over the elements of `t`.
+fn elementwise<'a>(t: &Tensor, kernel: &'static str) -> Result<Launch<'a>> {
+    let launch = Launch::new(t.device(), &ARITH, t.dtype(), kernel)?;
+    Ok(launch.grid([t.len().div_ceil(THREADS * PER_THREAD), 1, 1]).threads(THREADS))
+}
+
+pub(crate) fn convert(t: &Tensor, dtype: DType) -> Result<Tensor> {
+    let to = Tensor::empty(t.shape(), dtype, t.device())?;
+    elementwise(t, "convert")?.define("TO", element_name(dtype)).tensor(t).tensor(&to).size(t.len()).run()?;
+    Ok(to)
+}
