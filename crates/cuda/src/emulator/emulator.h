@@ -252,7 +252,6 @@ u64 fewstep_emulator_fault = 0;
 /// Where in this library the last error arose, as an offset from its start; 0 if unknown.
 extern "C" __attribute__((visibility("default"))) u64 fewstep_emulator_code;
 u64 fewstep_emulator_code = 0;
-extern "C" char __executable_start[] __attribute__((weak));
 extern "C" const char __ehdr_start[] __attribute__((weak, visibility("hidden")));
 
 MACHINE inline void locate(const void* code) {
@@ -324,9 +323,9 @@ MACHINE inline void touch(const void* address, size_t bytes, bool writes, const 
     for (size_t i = 0; i < bytes; i++) {
         Shadow& byte = shadow[i];
         const void* at = (const char*)address + i;
-        if (!ordered(byte.write, now)) locate(code), race(byte.write, true, writes, at);
+        if (!ordered(byte.write, now)) locate((const char*)code - 1), race(byte.write, true, writes, at);
         if (writes) {
-            if (!ordered(byte.read, now)) locate(code), race(byte.read, false, true, at);
+            if (!ordered(byte.read, now)) locate((const char*)code - 1), race(byte.read, false, true, at);
             byte.write = now;
         } else {
             Touch& read = byte.read;
@@ -586,7 +585,7 @@ MACHINE inline void* map(size_t bytes) {
 }
 
 /// The stacks of this library's fibres: those of another library (`shared`), or new ones. Null if there is no memory.
-extern "C" MACHINE __attribute__((visibility("default"))) inline void* fewstep_emulator_stacks(void* shared) {
+extern "C" MACHINE __attribute__((visibility("default"))) void* fewstep_emulator_stacks(void* shared) {
     if (shared) machine.stacks = (char*)shared;
     if (machine.stacks) return machine.stacks;
     char* stacks = (char*)map(MAX_THREADS * (GUARD + STACK));
@@ -662,11 +661,14 @@ template <class... P, size_t... I> MACHINE inline void apply(void (*kernel)(P...
     kernel(*(P*)arguments[I]...);
 }
 template <class... P> MACHINE inline void apply(void (*kernel)(P...), void** arguments) { apply(kernel, arguments, std::index_sequence_for<P...>()); }
+template <class... P> constexpr u64 parameters(void (*)(P...)) { return sizeof...(P); }
 
 }  // namespace emulator
 
-/// Makes `extern "C" int fewstep_emulate_NAME(grid, block, shared, arguments, error, error_room)`, arguments as of cuLaunchKernel.
+/// Makes `extern "C" int fewstep_emulate_NAME(grid, block, shared, arguments, error, error_room)`, arguments as of cuLaunchKernel,
+/// and their number in `fewstep_parameters_NAME`.
 #define EMULATE(kernel)                                                                                                              \
+    extern "C" __attribute__((visibility("default"))) const u64 fewstep_parameters_##kernel = emulator::parameters(kernel);          \
     extern "C" MACHINE __attribute__((visibility("default"))) int fewstep_emulate_##kernel(                                          \
         const unsigned grid[3], const unsigned block[3], size_t shared, void** arguments, char* error, size_t error_room) {          \
         return emulator::launch(#kernel, [](void** a) { emulator::apply(kernel, a); }, grid, block, shared, arguments, error, error_room); \
