@@ -1,0 +1,23 @@
+// out[g, c] = Σ over s of partials[g·slabs + s, c], in a fixed order: the same bits on every run.
+//
+// Blocks of 8 warps, along 32 columns each: warp w adds the lines w, w + 8, …, then the warps' sums are added in order.
+
+typedef Wide<ELEMENT>::type A;
+
+constexpr int LINES = 8;
+
+extern "C" __global__ void add_partials(A* out, const A* partials, i64 slabs, i64 d) {
+    __shared__ A shared[LINES][WARP];
+    const u32 tiles = (u32)((d + WARP - 1) / WARP);
+    const i64 group = blockIdx.x / tiles, column = (i64)(blockIdx.x % tiles) * WARP + lane_id();
+    A sum = 0;
+    if (column < d) {
+#pragma unroll 4
+        for (i64 s = warp_id(); s < slabs; s += LINES) sum += partials[(group * slabs + s) * d + column];
+    }
+    shared[warp_id()][lane_id()] = sum;
+    barrier();
+    if (warp_id() > 0 || column >= d) return;
+    for (int line = 1; line < LINES; line++) sum += shared[line][lane_id()];
+    out[group * d + column] = sum;
+}
