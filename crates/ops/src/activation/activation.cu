@@ -1,6 +1,6 @@
 // y = a(x) for each of n elements of T, computed in A; KIND is the place of a among the kinds. A thread has 16 bytes.
 //
-// In bf16 the logistic function uses the approximate exponential: an error of 2⁻²¹ of its value, against 2⁻⁹ of a rounding.
+// In bf16 the logistic function uses the approximate exponential: an error of 2⁻²¹ of its value, against 2⁻⁸ of a rounding.
 
 typedef ELEMENT T;
 typedef Wide<T>::type A;

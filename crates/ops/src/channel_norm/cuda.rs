@@ -38,5 +38,6 @@ pub(super) fn vjp(r: &Rows, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> R
     let gamma_bars = plan.partials(wanted[1], dtype, device)?;
     let launch = plan.launch(device, &SOURCE, dtype, "vjp")?.optional(x_bar.as_ref()).optional(gamma_bars.as_ref());
     plan.run(launch.tensor(y_bar).tensor(x).tensor(gamma))?;
-    Ok(vec![x_bar, plan.gather(gamma_bars, false, saved.shape(1))?])
+    let [gamma_bar] = plan.gather([gamma_bars], false, saved.shape(1))?;
+    Ok(vec![x_bar, gamma_bar])
 }

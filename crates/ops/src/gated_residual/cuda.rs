@@ -42,7 +42,7 @@ pub(super) fn vjp(r: &Rows, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> R
         let gate_bars = plan.partials(wanted[2], dtype, device)?;
         let launch = plan.launch(device, &SOURCE, dtype, "vjp")?.optional(bars[1].as_ref());
         plan.run(launch.optional(gate_bars.as_ref()).tensor(y_bar).tensor(h).tensor(gate))?;
-        bars[2] = plan.gather(gate_bars, false, saved.shape(2))?;
+        [bars[2]] = plan.gather([gate_bars], false, saved.shape(2))?;
     }
     Ok(bars)
 }

@@ -52,8 +52,8 @@ pub(super) fn vjp(
     let launch = plan.launch(device, &SOURCE, dtype, "vjp")?.optional(x_bar.as_ref());
     let launch = launch.optional(factor_bars.as_ref()).optional(offset_bars.as_ref());
     plan.run(launch.tensor(y_bar).tensor(x).tensor(kept).tensor(factor).real(spec.base))?;
+    let [factor_bar, offset_bar] = plan.gather([factor_bars, offset_bars], false, saved.shape(spec.factor))?;
     let mut bars = vec![x_bar, None, None];
-    bars[spec.factor] = plan.gather(factor_bars, false, saved.shape(spec.factor))?;
-    bars[spec.offset] = plan.gather(offset_bars, false, saved.shape(spec.offset))?;
+    (bars[spec.factor], bars[spec.offset]) = (factor_bar, offset_bar);
     Ok(bars)
 }

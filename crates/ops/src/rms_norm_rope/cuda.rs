@@ -11,18 +11,18 @@ use crate::{Dual, Output, Result, Saved};
 const SOURCE: Source = Source::new("rms_norm_rope", &[ROWS, include_str!("rms_norm_rope.cu")]);
 
 /// The rows of the kernels are parts; their groups are samples, so that a row's place in its group gives its token.
-struct Parts<'a> {
+struct Parts {
     plan: Plan,
     style: usize,
     /// Parts of a token.
     each: usize,
-    table: Option<&'a [Tensor; 2]>,
+    table: Option<[Tensor; 2]>,
     head: usize,
 }
 
-impl<'a> Parts<'a> {
+impl Parts {
     fn new(
-        op: &'a RmsNormRope,
+        op: &RmsNormRope,
         e: &Extents,
         dtype: DType,
         device: Device,
@@ -39,7 +39,7 @@ impl<'a> Parts<'a> {
         };
         let groups = if style == 0 { 1 } else { e.rows / e.l };
         let rows = Rows { rows: e.rows * each, d: e.part, per_group: e.rows / groups * each, groups };
-        let table = op.rope.as_ref().map(|r| r.table.get(dtype, device)).transpose()?;
+        let table = op.rope.as_ref().map(|r| r.table.on(device, dtype.wide())).transpose()?;
         Ok(Some(Parts { plan: Plan::new(rows, dtype, pairs, tensors), style, each, table, head: e.k }))
     }
 
@@ -49,7 +49,8 @@ impl<'a> Parts<'a> {
     }
 
     fn table<'l>(&self, launch: Launch<'l>) -> Launch<'l> {
-        launch.optional(self.table.map(|t| &t[0])).optional(self.table.map(|t| &t[1]))
+        let table = |i: usize| self.table.as_ref().map(|t| &t[i]);
+        launch.optional(table(0)).optional(table(1))
     }
 }
 
@@ -97,5 +98,6 @@ pub(super) fn vjp(
     let launch = parts.launch(dtype, device, "vjp")?.optional(x_bar.as_ref()).optional(weight_bars.as_ref());
     let launch = launch.tensor(y_bar).tensor(x).tensor(kept).tensor(weight);
     parts.plan.run_with(parts.table(launch), &[parts.head])?;
-    Ok(vec![x_bar, parts.plan.gather(weight_bars, true, saved.shape(1))?])
+    let [weight_bar] = parts.plan.gather([weight_bars], true, saved.shape(1))?;
+    Ok(vec![x_bar, weight_bar])
 }

@@ -25,7 +25,7 @@ const SUMMING_BLOCKS: usize = 528;
 const ROWS_AT_LEAST: usize = 8;
 /// Columns that a block of `add_partials` adds.
 const TILE: usize = 32;
-const ADDING_THREADS: usize = 256;
+const ADDING_THREADS: usize = 1024;
 
 /// Which elements of a row a thread must hold together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,23 +126,35 @@ impl Plan {
         Ok(wanted.then_some(()).map(of).transpose()?)
     }
 
-    /// The sums of each group, of the blocks' sums; `joined`: of all groups together.
-    pub fn gather(&self, partials: Option<Tensor>, joined: bool, shape: &[usize]) -> Result<Option<Tensor>> {
-        let Some(partials) = partials else { return Ok(None) };
+    /// The sums of each group of the sums of its blocks, for up to two sums at once; `joined`: of all groups together.
+    pub fn gather<const N: usize>(
+        &self,
+        partials: [Option<Tensor>; N],
+        joined: bool,
+        shape: &[usize],
+    ) -> Result<[Option<Tensor>; N]> {
+        let Some(first) = partials.iter().flatten().next() else { return Ok(partials) };
         let (groups, slabs) = if joined { (1, self.rows.groups * self.slabs()) } else { (self.rows.groups, self.slabs()) };
-        if slabs == 1 {
-            return Ok(Some(partials.reshape(shape)?));
+        let (dtype, device) = (first.dtype(), first.device());
+        let mut sums = partials.each_ref().map(|_| None);
+        for (sum, partials) in sums.iter_mut().zip(&partials) {
+            *sum = match partials {
+                Some(partials) if slabs == 1 => Some(partials.reshape(shape)?),
+                Some(_) => Some(Tensor::empty(shape, dtype, device)?),
+                None => None,
+            };
         }
-        let sums = Tensor::empty(shape, partials.dtype(), partials.device())?;
-        Launch::new(partials.device(), &PARTIALS, partials.dtype(), "add_partials")?
-            .grid([groups * self.rows.d.div_ceil(TILE), 1, 1])
-            .threads(ADDING_THREADS)
-            .tensor(&sums)
-            .tensor(&partials)
-            .size(slabs)
-            .size(self.rows.d)
-            .run()?;
-        Ok(Some(sums))
+        if slabs != 1 {
+            let wanted: Vec<_> = sums.iter().flatten().zip(partials.iter().flatten()).collect();
+            let launch = Launch::new(device, &PARTIALS, dtype, "add_partials")?
+                .grid([groups * self.rows.d.div_ceil(TILE), wanted.len(), 1])
+                .threads(ADDING_THREADS);
+            let pair = |i: usize| wanted.get(i).copied().unzip();
+            let ((sum0, partials0), (sum1, partials1)) = (pair(0), pair(1));
+            let launch = launch.optional(sum0).optional(partials0).optional(sum1).optional(partials1);
+            launch.size(slabs).size(self.rows.d).run()?;
+        }
+        Ok(sums)
     }
 }
 
@@ -161,7 +173,7 @@ pub(crate) fn column_sum(rows: Rows, x: &Tensor, shape: &[usize]) -> Result<Tens
     let partials = plan.partials(true, dtype, device)?;
     let launch = plan.launch(device, &COLUMNS, dtype, "column_sum")?.optional(partials.as_ref()).tensor(x);
     plan.run(launch)?;
-    let sums = plan.gather(partials, false, shape)?;
+    let [sums] = plan.gather([partials], false, shape)?;
     sums.ok_or_else(|| Error::input("column_sum", "partial sums", shape))
 }
 
