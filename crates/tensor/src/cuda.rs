@@ -310,11 +310,17 @@ const TERMS: usize = 8;
 pub(crate) fn full(shape: &[usize], value: f64, dtype: DType, ordinal: usize) -> Result<Tensor> {
     let t = Tensor::empty(shape, dtype, Device::Cuda(ordinal))?;
     if value == 0.0 && value.is_sign_positive() {
-        t.cuda("full")?.0.buffer()?.zero()?;
+        zero(&t, 0, t.len())?;
         return Ok(t);
     }
     arith(&t, "fill")?.map_elements(&[Some(&t)], &[]).real(value).run()?;
     Ok(t)
+}
+
+/// Sets `len` elements from `start` to zero.
+pub(crate) fn zero(t: &Tensor, start: usize, len: usize) -> Result<()> {
+    let ((storage, offset), size) = (t.cuda("zero")?, t.dtype().size());
+    Ok(storage.buffer()?.zero((offset + start) * size, len * size)?)
 }
 
 fn arith(t: &Tensor, kernel: &'static str) -> Result<Launch<'static>> {
