@@ -1,7 +1,7 @@
 //! Tensors on NVIDIA GPUs: their memory, copies, and kernels that take tensors.
 
 use fewstep_cuda::{Buffer, Element, Gpu, Operand, Product, TensorMap};
-pub use fewstep_cuda::{Source, memory};
+pub use fewstep_cuda::{Source, cache_problem, memory};
 
 use crate::{DType, Device, Error, Result, Tensor};
 
@@ -117,6 +117,16 @@ pub(crate) fn cat(parts: &[&Tensor], shape: &[usize]) -> Result<Tensor> {
         at += bytes;
     }
     Ok(all)
+}
+
+/// The macro that a source for elements of a dtype is compiled with.
+pub fn element(dtype: DType) -> (String, String) {
+    ("ELEMENT".into(), element_name(dtype).into())
+}
+
+/// The sources of this crate, each with the dtypes that a network which computes in one uses them in.
+pub fn kernel_sources(dtype: DType) -> Vec<(Source, DType)> {
+    vec![(ARITH, dtype), (ARITH, dtype.wide()), (ARITH, DType::F64)]
 }
 
 /// The name of a dtype in CUDA C++.
@@ -266,15 +276,15 @@ pub fn multiply(
         a: operand(a)?,
         b: operand(b)?,
         c: c.address()?,
-        factors: element(factors),
-        result: element(c.dtype()),
+        factors: element_type(factors),
+        result: element_type(c.dtype()),
         accumulate,
         bias: bias.map(Tensor::address).transpose()?,
     };
     Ok(gpu(c.device())?.multiply(&product)?)
 }
 
-fn element(dtype: DType) -> Element {
+fn element_type(dtype: DType) -> Element {
     match dtype {
         DType::F32 => Element::F32,
         DType::F64 => Element::F64,

@@ -7,7 +7,7 @@ use fewstep_tensor::cuda::{Factor, Launch, Source, multiply};
 use super::Extents;
 use crate::Result;
 
-const SOURCE: Source = Source::new("linear", &[include_str!("linear.cu")]);
+pub(crate) const SOURCE: Source = Source::new("linear", &[include_str!("linear.cu")]);
 const THREADS: usize = 256;
 /// Rows that one block sums for the gradient of the bias; fixed, so that the sum is always formed in one order.
 const BIAS_ROWS: usize = 256;

@@ -7,6 +7,7 @@ use fewstep_tensor::gemm::panel_cols;
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
 use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
+pub(crate) use cuda::SOURCE;
 
 /// y = x·Wᵀ (+ b): x `[..., I]`, W `[O, I]`, b `[O]` → y `[..., O]`. Accumulates in the compute type.
 ///
