@@ -32,6 +32,7 @@ mod rearrange;
 mod relative_attention;
 mod reverse;
 mod rms_norm_rope;
+mod row_kernels;
 mod scale;
 mod shape;
 pub mod suite;

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::math::Real;
 use crate::tensor::PARALLEL_MIN;
-use crate::{DType, Device, Element, Error, Result, Tensor, dispatch_float};
+use crate::{DType, Device, Element, Error, Result, Tensor, cuda, dispatch_float};
 
 fn same_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
     if a.shape() != b.shape() {
@@ -37,6 +37,11 @@ fn map2<T: Real>(a: &Tensor, b: &Tensor, f: impl Fn(T, T) -> T + Sync) -> Result
 /// If shapes, dtypes or devices differ.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     same_shape("add", a, b)?;
+    if a.device() != Device::Cpu {
+        let y = Tensor::empty(a.shape(), a.dtype(), a.device())?;
+        cuda::add_or_sub("add", a, b, &y)?;
+        return Ok(y);
+    }
     dispatch_float!("add", a.dtype(), T => map2::<T>(a, b, |x, y| x + y))
 }
 
@@ -46,6 +51,11 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// If shapes, dtypes or devices differ.
 pub fn sub(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     same_shape("sub", a, b)?;
+    if a.device() != Device::Cpu {
+        let y = Tensor::empty(a.shape(), a.dtype(), a.device())?;
+        cuda::add_or_sub("sub", a, b, &y)?;
+        return Ok(y);
+    }
     dispatch_float!("sub", a.dtype(), T => map2::<T>(a, b, |x, y| x - y))
 }
 
@@ -55,6 +65,10 @@ pub fn sub(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// If shapes, dtypes or devices differ.
 pub fn add_assign(a: &mut Tensor, b: &Tensor) -> Result<()> {
     same_shape("add_assign", a, b)?;
+    if a.device() != Device::Cpu {
+        a.make_unique()?;
+        return cuda::add_or_sub("add", a, b, a);
+    }
     dispatch_float!("add_assign", a.dtype(), T => {
         let b = b.as_slice::<T>()?;
         let a = a.make_mut::<T>()?;
@@ -79,6 +93,11 @@ pub fn combine(terms: &[(&[f64], &Tensor)]) -> Result<Tensor> {
         if c.len() != samples {
             return Err(Error::shape("combine", format!("{} coefficients", samples), &[c.len()]));
         }
+    }
+    if first.device() != Device::Cpu {
+        let lists: Vec<&[f64]> = terms.iter().map(|(c, _)| *c).collect();
+        let coefficients = cuda::coefficients(&lists, first.device())?;
+        return cuda::combine(&coefficients.into_iter().zip(terms.iter().map(|(_, x)| *x)).collect::<Vec<_>>());
     }
     let row = first.len() / samples.max(1);
     dispatch_float!("combine", first.dtype(), T => {
@@ -110,6 +129,28 @@ fn combine_row<T: Real>(terms: &[(f64, &[T])], out: &mut [T]) {
     }
 }
 
+/// As [`combine`], with coefficients [samples] of any dtype, which stay on the device where they are beside their tensors.
+///
+/// # Errors
+/// As [`combine`].
+pub fn combine_by(terms: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
+    let Some(&(_, first)) = terms.first() else { return combine(&[]) };
+    if first.device() == Device::Cpu {
+        let lists: Vec<Vec<f64>> = terms.iter().map(|(c, _)| c.to_vec_f64()).collect();
+        return combine(&lists.iter().zip(terms).map(|(c, (_, x))| (c.as_slice(), *x)).collect::<Vec<_>>());
+    }
+    let samples = first.shape().first().copied().unwrap_or(1);
+    let mut double = Vec::with_capacity(terms.len());
+    for (c, x) in terms {
+        same_shape("combine", first, x)?;
+        if c.len() != samples {
+            return Err(Error::shape("combine", format!("{samples} coefficients"), c.shape()));
+        }
+        double.push((c.to_device(first.device())?.to_dtype(DType::F64), *x));
+    }
+    cuda::combine(&double)
+}
+
 /// c·x with one factor per sample.
 ///
 /// # Errors
@@ -118,24 +159,89 @@ pub fn scale(c: &[f64], x: &Tensor) -> Result<Tensor> {
     combine(&[(c, x)])
 }
 
-/// Σ f(x) over each sample, accumulated in f64 in element order.
+/// What [`sum_per_sample`] sums.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Term {
+    /// by·x²
+    Square {
+        /// The factor.
+        by: f64,
+    },
+    /// |x|
+    Magnitude,
+    /// 1 where x is NaN or infinite, otherwise 0.
+    NonFinite,
+}
+
+impl Term {
+    /// The kernel's number of the function, and its factor.
+    fn parameters(self) -> (u32, f64) {
+        match self {
+            Term::Square { by } => (0, by),
+            Term::Magnitude => (1, 1.0),
+            Term::NonFinite => (2, 1.0),
+        }
+    }
+}
+
+/// The f64 elements of a tensor on a GPU.
+fn to_host(t: &Tensor) -> Result<Vec<f64>> {
+    Ok(t.to_device(Device::Cpu)?.as_slice::<f64>()?.to_vec())
+}
+
+/// Σ of a function of each element over each sample, accumulated in f64: in element order on a CPU, by fixed pieces on a GPU.
 ///
 /// # Errors
-/// If the tensor is not f32 or f64.
-pub fn sum_per_sample(x: &Tensor, f: impl Fn(f64) -> f64 + Sync) -> Result<Vec<f64>> {
+/// If the tensor is not f32 or f64, or bf16 on a GPU.
+pub fn sum_per_sample(x: &Tensor, term: Term) -> Result<Vec<f64>> {
     let samples = x.shape().first().copied().unwrap_or(1);
+    if x.device() != Device::Cpu {
+        return to_host(&cuda::sums(x, samples, term.parameters(), None)?);
+    }
     let row = x.len() / samples.max(1);
+    fn sums<T: Real>(x: &[T], (samples, row): (usize, usize), f: impl Fn(f64) -> f64 + Sync) -> Vec<f64> {
+        let sample = |s: usize| x[s * row..(s + 1) * row].iter().map(|v| f(v.to_f64())).sum();
+        (0..samples).into_par_iter().map(sample).collect()
+    }
     dispatch_float!("sum_per_sample", x.dtype(), T => {
-        let x = x.as_slice::<T>()?;
-        Ok((0..samples).into_par_iter().map(|s| x[s * row..(s + 1) * row].iter().map(|v| f(v.to_f64())).sum()).collect())
+        let (x, extents) = (x.as_slice::<T>()?, (samples, row));
+        Ok(match term {
+            Term::Square { by } => sums(x, extents, |v| by * v * v),
+            Term::Magnitude => sums(x, extents, f64::abs),
+            Term::NonFinite => sums(x, extents, |v| f64::from(u8::from(!v.is_finite()))),
+        })
+    })
+}
+
+/// Σ a·b over each sample, [B] f64 on the device of both: in element order on a CPU, by fixed pieces on a GPU.
+///
+/// # Errors
+/// If shapes, dtypes or devices differ, or the dtype is not f32 or f64, or bf16 on a GPU.
+pub fn dot_per_sample(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    same_shape("dot_per_sample", a, b)?;
+    let samples = a.shape().first().copied().unwrap_or(1);
+    if a.device() != Device::Cpu {
+        return cuda::sums(a, samples, (cuda::PRODUCTS, 1.0), Some(b));
+    }
+    let row = a.len() / samples.max(1);
+    dispatch_float!("dot_per_sample", a.dtype(), T => {
+        let (a, b) = (a.as_slice::<T>()?, b.as_slice::<T>()?);
+        let sum = |s: usize| -> f64 {
+            let range = s * row..(s + 1) * row;
+            a[range.clone()].iter().zip(&b[range]).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
+        };
+        Tensor::from_vec((0..samples).into_par_iter().map(sum).collect::<Vec<f64>>(), &[samples])
     })
 }
 
 /// Σ x², in f64, over fixed pieces: the result does not depend on the number of threads.
 ///
 /// # Errors
-/// If the tensor is not f32 or f64.
+/// If the tensor is not f32 or f64, or bf16 on a GPU.
 pub fn sum_squares(x: &Tensor) -> Result<f64> {
+    if x.device() != Device::Cpu {
+        return Ok(to_host(&cuda::sums(x, 1, Term::Square { by: 1.0 }.parameters(), None)?)?[0]);
+    }
     dispatch_float!("sum_squares", x.dtype(), T => {
         let pieces: Vec<f64> = x.as_slice::<T>()?.par_chunks(PARALLEL_MIN)
             .map(|c| c.iter().map(|v| v.to_f64() * v.to_f64()).sum())
@@ -147,8 +253,11 @@ pub fn sum_squares(x: &Tensor) -> Result<f64> {
 /// How many elements are NaN or infinite.
 ///
 /// # Errors
-/// If the tensor is not f32 or f64.
+/// If the tensor is not f32 or f64, or bf16 on a GPU.
 pub fn count_non_finite(x: &Tensor) -> Result<usize> {
+    if x.device() != Device::Cpu {
+        return Ok(to_host(&cuda::sums(x, 1, Term::NonFinite.parameters(), None)?)?[0] as usize);
+    }
     dispatch_float!("count_non_finite", x.dtype(), T => {
         Ok(x.as_slice::<T>()?.par_chunks(PARALLEL_MIN).map(|c| c.iter().filter(|v| !v.to_f64().is_finite()).count()).sum())
     })
@@ -157,7 +266,7 @@ pub fn count_non_finite(x: &Tensor) -> Result<usize> {
 /// Standard normal noise of shape [samples, …], sample `first + i` in row i; f64 receives the f32 draws exactly.
 ///
 /// # Errors
-/// If the dtype is not f32 or f64.
+/// If a GPU has no memory for them.
 pub fn normal(
     stream: &crate::random::Stream,
     first: u64,
@@ -165,9 +274,12 @@ pub fn normal(
     dtype: DType,
     device: Device,
 ) -> Result<Tensor> {
+    if device != Device::Cpu {
+        return cuda::normal(stream, first, shape, dtype, device);
+    }
     let row: usize = shape.iter().skip(1).product();
     let draws = Tensor::cpu_with(shape, |out: &mut [f32]| {
         out.par_chunks_mut(row.max(1)).enumerate().for_each(|(i, o)| stream.fill_normal(first + i as u64, o));
     });
-    draws.to_dtype(dtype).to_device(device)
+    Ok(draws.to_dtype(dtype))
 }

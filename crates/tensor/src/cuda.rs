@@ -220,6 +220,16 @@ impl<'a> Launch<'a> {
         self.with(|l| l.map(map))
     }
 
+    /// The parameters and extents of a kernel made of `map_elements`: its outputs and inputs of one dtype and length, where it
+    /// takes none null, their length, and whether all allow 16-byte accesses.
+    pub fn map_elements(self, y: &[Option<&Tensor>], x: &[Option<&Tensor>]) -> Self {
+        let all = || y.iter().chain(x).flatten();
+        let (n, each) = all().next().map_or((0, 1), |t| (t.len(), ACCESS / t.dtype().size()));
+        let aligned = all().all(|t| t.is_aligned(ACCESS as u64));
+        let launch = y.iter().chain(x).fold(self, |launch, t| launch.optional(*t));
+        launch.grid([n.div_ceil(THREADS * each), 1, 1]).threads(THREADS).size(n).flag(aligned)
+    }
+
     /// Starts the kernel.
     ///
     /// # Errors
@@ -294,9 +304,18 @@ fn element_type(dtype: DType) -> Element {
 
 const ARITH: Source = Source::new("arith", &[include_str!("arith.cu")]);
 
-/// Threads of an elementwise block, and elements that one of its threads handles.
+/// Threads of an elementwise block.
 const THREADS: usize = 256;
-const PER_THREAD: usize = 4;
+/// Bytes of one access.
+const ACCESS: usize = 16;
+/// Elements that a thread converts.
+const CONVERTED: usize = 8;
+/// Elements that a block sums; fixed, so that a sum is always formed in one order.
+const PIECE: usize = 16 * 1024;
+/// The number of the kernel's function for a·b.
+pub(crate) const PRODUCTS: u32 = 3;
+/// Terms that one launch of `combine` takes.
+const TERMS: usize = 8;
 
 pub(crate) fn full(shape: &[usize], value: f64, dtype: DType, ordinal: usize) -> Result<Tensor> {
     let t = Tensor::empty(shape, dtype, Device::Cuda(ordinal))?;
@@ -304,7 +323,7 @@ pub(crate) fn full(shape: &[usize], value: f64, dtype: DType, ordinal: usize) ->
         zero(&t, 0, t.len())?;
         return Ok(t);
     }
-    elementwise(&t, "fill")?.tensor(&t).size(t.len()).real(value).run()?;
+    arith(&t, "fill")?.map_elements(&[Some(&t)], &[]).real(value).run()?;
     Ok(t)
 }
 
@@ -314,14 +333,82 @@ pub(crate) fn zero(t: &Tensor, start: usize, len: usize) -> Result<()> {
     Ok(storage.buffer()?.zero((offset + start) * size, len * size)?)
 }
 
-/// A launch of an elementwise kernel over the elements of `t`.
-fn elementwise<'a>(t: &Tensor, kernel: &'static str) -> Result<Launch<'a>> {
-    let launch = Launch::new(t.device(), &ARITH, t.dtype(), kernel)?;
-    Ok(launch.grid([t.len().div_ceil(THREADS * PER_THREAD), 1, 1]).threads(THREADS))
+fn arith(t: &Tensor, kernel: &'static str) -> Result<Launch<'static>> {
+    Launch::new(t.device(), &ARITH, t.dtype(), kernel)
 }
 
 pub(crate) fn convert(t: &Tensor, dtype: DType) -> Result<Tensor> {
     let to = Tensor::empty(t.shape(), dtype, t.device())?;
-    elementwise(t, "convert")?.define("TO", element_name(dtype)).tensor(t).tensor(&to).size(t.len()).run()?;
+    let launch = arith(t, "convert")?.define("TO", element_name(dtype)).grid([t.len().div_ceil(THREADS * CONVERTED), 1, 1]);
+    launch.threads(THREADS).tensor(&to).tensor(t).size(t.len()).flag(aligned(&[&to, t])).run()?;
     Ok(to)
+}
+
+/// Whether all tensors allow 16-byte accesses from their first element on.
+fn aligned(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|t| t.is_aligned(ACCESS as u64))
+}
+
+/// a + b or a − b, into `y` of their shape, which may be one of them.
+pub(crate) fn add_or_sub(kernel: &'static str, a: &Tensor, b: &Tensor, y: &Tensor) -> Result<()> {
+    arith(a, kernel)?.map_elements(&[Some(y)], &[Some(a), Some(b)]).run()
+}
+
+/// Σᵢ cᵢ·xᵢ with f64 coefficients [samples] on the GPU.
+pub(crate) fn combine(terms: &[(Tensor, &Tensor)]) -> Result<Tensor> {
+    let first = terms[0].1;
+    if terms.len() > TERMS {
+        return Err(Error::shape("combine", format!("at most {TERMS} terms on a GPU"), &[terms.len()]));
+    }
+    let samples = first.shape().first().copied().unwrap_or(1);
+    let row = first.len() / samples.max(1);
+    let y = Tensor::empty(first.shape(), first.dtype(), first.device())?;
+    let each = ACCESS / first.dtype().size();
+    let pieces = row.div_ceil(THREADS * each);
+    let whole = row.is_multiple_of(each) && terms.iter().all(|(_, x)| aligned(&[x]));
+    let mut launch = arith(first, "combine")?.grid([samples * pieces, 1, 1]).threads(THREADS).tensor(&y);
+    for i in 0..TERMS {
+        launch = launch.optional(terms.get(i).map(|(c, _)| c)).optional(terms.get(i).map(|(_, x)| *x));
+    }
+    launch.size(row).size(pieces).flag(whole).run()?;
+    Ok(y)
+}
+
+/// Coefficients of several terms [samples] each, sent in one copy.
+pub(crate) fn coefficients(lists: &[&[f64]], device: Device) -> Result<Vec<Tensor>> {
+    let samples = lists.first().map_or(0, |c| c.len());
+    let all = Tensor::from_vec(lists.concat(), &[lists.len() * samples])?.to_device(device)?;
+    (0..lists.len()).map(|i| all.narrow(i * samples, samples)).collect()
+}
+
+/// Σ over each of `samples` equal parts of x, [samples] f64 on the GPU: a function of `Term` by its number, or with `other`
+/// of products.
+pub(crate) fn sums(x: &Tensor, samples: usize, (what, by): (u32, f64), other: Option<&Tensor>) -> Result<Tensor> {
+    let row = x.len() / samples.max(1);
+    let pieces = row.div_ceil(PIECE);
+    let partials = Tensor::empty(&[samples, pieces], DType::F64, x.device())?;
+    let whole = (row * x.dtype().size()).is_multiple_of(ACCESS) && aligned(&[x, other.unwrap_or(x)]);
+    let launch = arith(x, "sum")?.grid([samples * pieces, 1, 1]).threads(THREADS).tensor(&partials).tensor(x).optional(other);
+    launch.real(by).word(what).size(row).size(PIECE).flag(whole).run()?;
+    let sums = Tensor::empty(&[samples], DType::F64, x.device())?;
+    let launch = arith(x, "add_pieces")?.grid([samples, 1, 1]).threads(THREADS);
+    launch.tensor(&sums).tensor(&partials).size(pieces).run()?;
+    Ok(sums)
+}
+
+pub(crate) fn normal(
+    stream: &crate::random::Stream,
+    first: u64,
+    shape: &[usize],
+    dtype: DType,
+    device: Device,
+) -> Result<Tensor> {
+    let y = Tensor::empty(shape, dtype, device)?;
+    let samples = shape.first().copied().unwrap_or(1);
+    let row = y.len() / samples.max(1);
+    let pieces = row.div_ceil(4 * THREADS);
+    let (key, iteration, purpose) = stream.counter();
+    let launch = arith(&y, "normal")?.grid([samples * pieces, 1, 1]).threads(THREADS).tensor(&y).size(row).size(pieces);
+    launch.word(first as u32).word(key[0]).word(key[1]).word(iteration).word(purpose).run()?;
+    Ok(y)
 }

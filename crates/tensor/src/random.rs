@@ -60,6 +60,11 @@ impl Stream {
         Stream { purpose: self.purpose | k << 16, ..self }
     }
 
+    /// Key, iteration and purpose: what is not the place of a draw within the stream.
+    pub(crate) fn counter(&self) -> ([u32; 2], u32, u32) {
+        (self.key, self.iteration, self.purpose)
+    }
+
     fn block(&self, sample: u64, block: u32) -> [u32; 4] {
         debug_assert!(sample < 1 << 32, "sample beyond the counter");
         philox([block, sample as u32, self.iteration, self.purpose], self.key)

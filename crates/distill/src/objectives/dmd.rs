@@ -36,7 +36,7 @@ pub fn dmd(a: &DmdTerms) -> Result<Loss> {
     let excluded = non_finite_samples(&[a.sample, a.x_0_fake, a.x_0_teacher])?;
     let row = (a.sample.len() / a.t.len().max(1)) as f64;
     let gap = without(&arith::sub(a.sample, a.x_0_teacher)?, &excluded)?;
-    let sums = arith::sum_per_sample(&gap, f64::abs)?;
+    let sums = arith::sum_per_sample(&gap, arith::Term::Magnitude)?;
     let inverse: Vec<f64> = sums.into_iter().map(|sum| 1.0 / (sum / row).max(WEIGHT_FLOOR)).collect();
     let difference = without(&arith::sub(a.x_0_fake, a.x_0_teacher)?, &excluded)?;
     let slope: Vec<f64> = sin_cos(a.t).0.iter().map(|s| -s).collect();

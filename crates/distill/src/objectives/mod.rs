@@ -51,7 +51,7 @@ fn sin_cos(t: &[TrigTime]) -> (Vec<f64>, Vec<f64>) {
 fn non_finite_samples(tensors: &[&Tensor]) -> fewstep_tensor::Result<Vec<Excluded>> {
     let mut bad = std::collections::BTreeMap::new();
     for x in tensors {
-        let counts = arith::sum_per_sample(x, |v| f64::from(u8::from(!v.is_finite())))?;
+        let counts = arith::sum_per_sample(x, arith::Term::NonFinite)?;
         for (sample, n) in counts.into_iter().enumerate().filter(|(_, n)| *n > 0.0) {
             *bad.entry(sample).or_insert(0) += n as u64;
         }
@@ -70,7 +70,7 @@ fn without(x: &Tensor, samples: &[Excluded]) -> fewstep_tensor::Result<Tensor> {
 
 /// `scale`·Σd² a sample, and the cotangent `scale`·2·d·∂(residual)/∂F for a residual whose derivative by F is `slope`.
 fn squared(d: &Tensor, scale: f64, slope: &[f64], excluded: Vec<Excluded>) -> fewstep_tensor::Result<Loss> {
-    let per_sample = arith::sum_per_sample(d, |v| scale * v * v)?;
+    let per_sample = arith::sum_per_sample(d, arith::Term::Square { by: scale })?;
     let factors: Vec<f64> = slope.iter().map(|s| 2.0 * scale * s).collect();
     Ok(Loss { per_sample, f_bar: arith::scale(&factors, d)?, excluded })
 }

@@ -1,6 +1,7 @@
 //! Elementwise non-linearities.
 
 mod cpu;
+mod cuda;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
@@ -37,7 +38,10 @@ impl Op for Activation {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let x = unary(x)?;
-        dispatch_float!("activation", x.dtype(), T => Ok(cpu::forward::<T>(*self, x)?.into()))
+        match x.device() {
+            Device::Cpu => dispatch_float!("activation", x.dtype(), T => Ok(cpu::forward::<T>(*self, x)?.into())),
+            Device::Cuda(_) => Ok(cuda::forward(*self, x)?.into()),
+        }
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
@@ -45,7 +49,10 @@ impl Op for Activation {
         let Some(x_dot) = x_dot[0] else {
             return Ok(Dual { primal: self.forward(&[x])?.y, tangent: None });
         };
-        dispatch_float!("activation", x.dtype(), T => cpu::jvp::<T>(*self, x, x_dot))
+        match x.device() {
+            Device::Cpu => dispatch_float!("activation", x.dtype(), T => cpu::jvp::<T>(*self, x, x_dot)),
+            Device::Cuda(_) => cuda::jvp(*self, x, x_dot),
+        }
     }
 
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
@@ -56,7 +63,12 @@ impl Op for Activation {
         if y_bar.shape() != x.shape() {
             return Err(Error::input("activation", format!("a cotangent {:?}", x.shape()), y_bar.shape()));
         }
-        dispatch_float!("activation", x.dtype(), T => Ok(vec![Some(cpu::vjp::<T>(*self, x, y_bar)?)]))
+        match x.device() {
+            Device::Cpu => {
+                dispatch_float!("activation", x.dtype(), T => Ok(vec![Some(cpu::vjp::<T>(*self, x, y_bar)?)]))
+            }
+            Device::Cuda(_) => Ok(vec![Some(cuda::vjp(*self, x, y_bar)?)]),
+        }
     }
 
     fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {

@@ -1,6 +1,7 @@
 //! Addition with broadcasting.
 
 mod cpu;
+mod cuda;
 
 use fewstep_tensor::{Device, Tensor, arith, dispatch_float};
 
@@ -27,6 +28,9 @@ impl Add {
 
     fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let shape = Self::shape(a.shape(), b.shape())?;
+        if a.device() != Device::Cpu && a.shape() != b.shape() {
+            return cuda::sum(a, b, &shape);
+        }
         Ok(arith::add(&Self::expand(a, &shape)?, &Self::expand(b, &shape)?)?)
     }
 
@@ -34,14 +38,20 @@ impl Add {
         if a.shape() == shape {
             return Ok(a.clone());
         }
-        dispatch_float!("add", a.dtype(), T => cpu::expand::<T>(a, shape))
+        match a.device() {
+            Device::Cpu => dispatch_float!("add", a.dtype(), T => cpu::expand::<T>(a, shape)),
+            Device::Cuda(_) => cuda::expand(a, shape),
+        }
     }
 
     fn reduce(y_bar: &Tensor, shape: &[usize]) -> Result<Tensor> {
         if y_bar.shape() == shape {
             return Ok(y_bar.clone());
         }
-        dispatch_float!("add", y_bar.dtype(), T => cpu::reduce::<T>(y_bar, shape))
+        match y_bar.device() {
+            Device::Cpu => dispatch_float!("add", y_bar.dtype(), T => cpu::reduce::<T>(y_bar, shape)),
+            Device::Cuda(_) => cuda::reduce(y_bar, shape),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Normalisation of each position by the norm of its channels.
 
 mod cpu;
+mod cuda;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
@@ -32,13 +33,20 @@ impl Op for ChannelNorm {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let rows = Self::of(x)?;
-        dispatch_float!(NAME, x[0].dtype(), T => Ok(cpu::forward::<T>(&rows, x)?.into()))
+        match x[0].device() {
+            Device::Cpu => dispatch_float!(NAME, x[0].dtype(), T => Ok(cpu::forward::<T>(&rows, x)?.into())),
+            Device::Cuda(_) => Ok(cuda::forward(&rows, x)?.into()),
+        }
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
         let rows = Self::of(x)?;
+        let moves = x_dot.iter().any(Option::is_some);
+        if moves && x[0].device() != Device::Cpu {
+            return cuda::jvp(&rows, x, x_dot);
+        }
         let primal = self.forward(x)?.y;
-        if x_dot.iter().all(Option::is_none) {
+        if !moves {
             return Ok(Dual { primal, tangent: None });
         }
         let tangent = dispatch_float!(NAME, x[0].dtype(), T => cpu::tangent::<T>(&rows, x, x_dot))?;
@@ -50,7 +58,10 @@ impl Op for ChannelNorm {
         if y_bar.shape() != saved.shape(0) {
             return Err(Error::input(NAME, format!("a cotangent {:?}", saved.shape(0)), y_bar.shape()));
         }
-        dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&rows, saved, y_bar, wanted))
+        match y_bar.device() {
+            Device::Cpu => dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&rows, saved, y_bar, wanted)),
+            Device::Cuda(_) => cuda::vjp(&rows, saved, y_bar, wanted),
+        }
     }
 
     fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {

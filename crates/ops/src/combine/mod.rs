@@ -1,8 +1,6 @@
 //! Sums with one coefficient per sample.
 
-mod cpu;
-
-use fewstep_tensor::{Device, Tensor, arith, dispatch_float};
+use fewstep_tensor::{Tensor, arith};
 
 use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
@@ -27,12 +25,6 @@ impl Combine {
         }
         Ok(())
     }
-
-    fn sum(terms: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
-        let coefficients: Vec<Vec<f64>> = terms.iter().map(|(c, _)| c.to_vec_f64()).collect();
-        let terms: Vec<_> = coefficients.iter().zip(terms).map(|(c, (_, x))| (c.as_slice(), *x)).collect();
-        Ok(arith::combine(&terms)?)
-    }
 }
 
 impl Op for Combine {
@@ -43,7 +35,7 @@ impl Op for Combine {
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         Self::check(x)?;
         let terms: Vec<_> = x.chunks(2).map(|p| (p[0], p[1])).collect();
-        Ok(Self::sum(&terms)?.into())
+        Ok(arith::combine_by(&terms)?.into())
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
@@ -53,7 +45,7 @@ impl Op for Combine {
             terms.extend(d[0].map(|c_dot| (c_dot, p[1])));
             terms.extend(d[1].map(|x_dot| (p[0], x_dot)));
         }
-        let tangent = if terms.is_empty() { None } else { Some(Self::sum(&terms)?) };
+        let tangent = if terms.is_empty() { None } else { Some(arith::combine_by(&terms)?) };
         Ok(Dual { primal, tangent })
     }
 
@@ -65,16 +57,11 @@ impl Op for Combine {
                 return Err(Error::input("combine", expected, y_bar.shape()));
             }
             bars.push(match wanted[i] {
-                true => Some(
-                    dispatch_float!("combine", y_bar.dtype(), T => {
-                        cpu::dot_per_sample::<T>(y_bar, saved.input(i + 1)?)
-                    })?
-                    .to_dtype(saved.dtype(i)),
-                ),
+                true => Some(arith::dot_per_sample(y_bar, saved.input(i + 1)?)?.to_dtype(saved.dtype(i))),
                 false => None,
             });
             bars.push(match wanted[i + 1] {
-                true => Some(arith::scale(&saved.input(i)?.to_vec_f64(), y_bar)?),
+                true => Some(arith::combine_by(&[(saved.input(i)?, y_bar)])?),
                 false => None,
             });
         }

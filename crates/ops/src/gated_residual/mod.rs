@@ -1,6 +1,7 @@
 //! The residual connection of a modulated transformer block.
 
 mod cpu;
+mod cuda;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
@@ -37,11 +38,19 @@ impl Op for GatedResidual {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let r = of(x)?;
-        dispatch_float!(NAME, x[0].dtype(), T => Ok(cpu::add_gated::<T>(&r, Some(x[0]), &[(x[1], x[2])])?.into()))
+        match x[0].device() {
+            Device::Cpu => {
+                dispatch_float!(NAME, x[0].dtype(), T => Ok(cpu::add_gated::<T>(&r, Some(x[0]), &[(x[1], x[2])])?.into()))
+            }
+            Device::Cuda(_) => Ok(cuda::forward(&r, x)?.into()),
+        }
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
         let r = of(x)?;
+        if x[0].device() != Device::Cpu && (x_dot[1].is_some() || x_dot[2].is_some()) {
+            return cuda::jvp(&r, x, x_dot);
+        }
         let primal = self.forward(x)?.y;
         let mut products = Vec::new();
         products.extend(x_dot[1].map(|h_dot| (h_dot, x[2])));
@@ -57,6 +66,9 @@ impl Op for GatedResidual {
         let r = rows(saved.shape(0), saved.shape(1), saved.shape(2))?;
         if y_bar.shape() != saved.shape(0) {
             return Err(Error::input(NAME, format!("a cotangent {:?}", saved.shape(0)), y_bar.shape()));
+        }
+        if y_bar.device() != Device::Cpu {
+            return cuda::vjp(&r, saved, y_bar, wanted);
         }
         dispatch_float!(NAME, y_bar.dtype(), T => {
             let h_bar = if wanted[1] { Some(cpu::add_gated::<T>(&r, None, &[(y_bar, saved.input(2)?)])?) } else { None };

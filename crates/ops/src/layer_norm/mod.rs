@@ -1,6 +1,7 @@
 //! Layer normalisation with a modulation per group of tokens, or with learned weights.
 
 mod cpu;
+mod cuda;
 pub(crate) mod rows;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
@@ -59,7 +60,10 @@ impl Spec {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let rows = self.of(x)?;
-        dispatch_float!(self.name, x[0].dtype(), T => cpu::forward::<T>(self, &rows, x))
+        match x[0].device() {
+            Device::Cpu => dispatch_float!(self.name, x[0].dtype(), T => cpu::forward::<T>(self, &rows, x)),
+            Device::Cuda(_) => cuda::forward(self, &rows, x),
+        }
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
@@ -67,7 +71,10 @@ impl Spec {
         if x_dot.iter().all(Option::is_none) {
             return Ok(Dual { primal: self.forward(x)?.y, tangent: None });
         }
-        dispatch_float!(self.name, x[0].dtype(), T => cpu::jvp::<T>(self, &rows, x, x_dot))
+        match x[0].device() {
+            Device::Cpu => dispatch_float!(self.name, x[0].dtype(), T => cpu::jvp::<T>(self, &rows, x, x_dot)),
+            Device::Cuda(_) => cuda::jvp(self, &rows, x, x_dot),
+        }
     }
 
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
@@ -75,7 +82,10 @@ impl Spec {
         if y_bar.shape() != saved.shape(0) {
             return Err(Error::input(self.name, format!("a cotangent {:?}", saved.shape(0)), y_bar.shape()));
         }
-        dispatch_float!(self.name, y_bar.dtype(), T => cpu::vjp::<T>(self, &rows, saved, y_bar, wanted))
+        match y_bar.device() {
+            Device::Cpu => dispatch_float!(self.name, y_bar.dtype(), T => cpu::vjp::<T>(self, &rows, saved, y_bar, wanted)),
+            Device::Cuda(_) => cuda::vjp(self, &rows, saved, y_bar, wanted),
+        }
     }
 }
 
@@ -83,7 +93,7 @@ impl Spec {
     fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
         inputs::<3>(self.name, x)?;
         let rows = self.rows(&x[0].shape, &x[self.factor].shape, &x[self.offset].shape)?;
-        let kept = vec![Meta::new(&[rows.rows, 2], x[0].dtype)];
+        let kept = vec![Meta::new(&[rows.rows, 2], x[0].dtype.wide())];
         let scratch = if matches!(rule, Rule::Vjp([false, ..])) { x[0].bytes() } else { 0 };
         Ok(Cost { kept, scratch, ..Cost::elementwise(x[0].clone(), NORM_FLOPS, rule) })
     }

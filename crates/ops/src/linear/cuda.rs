@@ -2,15 +2,12 @@
 
 use fewstep_tensor::Tensor;
 use fewstep_tensor::cuda::memory::{Kind, counted_as};
-use fewstep_tensor::cuda::{Factor, Launch, Source, multiply};
+use fewstep_tensor::cuda::{Factor, multiply};
 
 use super::Extents;
 use crate::Result;
-
-pub(crate) const SOURCE: Source = Source::new("linear", &[include_str!("linear.cu")]);
-const THREADS: usize = 256;
-/// Rows that one block sums for the gradient of the bias; fixed, so that the sum is always formed in one order.
-const BIAS_ROWS: usize = 256;
+use crate::layer_norm::rows::Rows;
+use crate::row_kernels::{self, column_sum};
 
 /// x·Wᵀ + b, added to `onto` where given.
 pub(super) fn forward(e: &Extents, x: &Tensor, w: &Tensor, b: Option<&Tensor>, onto: Option<Tensor>) -> Result<Tensor> {
@@ -24,7 +21,7 @@ pub(super) fn forward(e: &Extents, x: &Tensor, w: &Tensor, b: Option<&Tensor>, o
         None => Tensor::empty(&e.shape, x.dtype(), x.device())?,
     };
     if e.inputs == 0 {
-        return b.map_or(Ok(y.clone()), |b| add_rows(y, b));
+        return b.map_or(Ok(y.clone()), |b| add_rows(e, y, b));
     }
     multiply([e.rows, e.outputs, e.inputs], plain(x), transposed(w), b, &y, accumulate)?;
     Ok(y)
@@ -51,47 +48,20 @@ pub(super) fn weight_bar(e: &Extents, y_bar: &Tensor, x: &Tensor) -> Result<Tens
     Ok(w_bar)
 }
 
+fn rows(e: &Extents) -> Rows {
+    Rows { rows: e.rows, d: e.outputs, per_group: e.rows, groups: 1 }
+}
+
 /// y + b, b added to every row.
-pub(super) fn add_rows(mut y: Tensor, b: &Tensor) -> Result<Tensor> {
+pub(super) fn add_rows(e: &Extents, mut y: Tensor, b: &Tensor) -> Result<Tensor> {
     y.make_unique()?;
-    let columns = b.len();
-    Launch::new(y.device(), &SOURCE, y.dtype(), "add_rows")?
-        .grid([y.len().div_ceil(THREADS), 1, 1])
-        .threads(THREADS)
-        .tensor(&y)
-        .tensor(b)
-        .size(y.len())
-        .size(columns)
-        .run()?;
+    row_kernels::add_rows(rows(e), Some(&y), b, &y)?;
     Ok(y)
 }
 
-/// b̄ = Σ rows of ȳ in the wide dtype, by fixed pieces of rows added in order.
+/// b̄ = Σ rows of ȳ in the wide dtype.
 pub(super) fn bias_bar(e: &Extents, y_bar: &Tensor) -> Result<Tensor> {
-    let (device, wide) = (y_bar.device(), y_bar.dtype().wide());
-    let pieces = e.rows.div_ceil(BIAS_ROWS);
-    let partial = Tensor::empty(&[pieces, e.outputs], wide, device)?;
-    let blocks = e.outputs.div_ceil(THREADS);
-    Launch::new(device, &SOURCE, y_bar.dtype(), "sum_rows")?
-        .grid([blocks, pieces, 1])
-        .threads(THREADS)
-        .tensor(y_bar)
-        .tensor(&partial)
-        .size(e.rows)
-        .size(e.outputs)
-        .size(BIAS_ROWS)
-        .run()?;
-    let sum = Tensor::empty(&[e.outputs], wide, device)?;
-    Launch::new(device, &SOURCE, wide, "sum_rows")?
-        .grid([blocks, 1, 1])
-        .threads(THREADS)
-        .tensor(&partial)
-        .tensor(&sum)
-        .size(pieces)
-        .size(e.outputs)
-        .size(pieces)
-        .run()?;
-    Ok(sum)
+    column_sum(rows(e), y_bar, &[e.outputs])
 }
 
 fn plain(tensor: &Tensor) -> Factor<'_> {

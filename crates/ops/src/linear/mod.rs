@@ -7,7 +7,6 @@ use fewstep_tensor::gemm::panel_cols;
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
 use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
-pub(crate) use cuda::SOURCE;
 
 /// y = x·Wᵀ (+ b): x `[..., I]`, W `[O, I]`, b `[O]` → y `[..., O]`. Accumulates in the compute type.
 ///
@@ -67,10 +66,10 @@ fn widened(e: &Extents, rule: Rule<'_>) -> usize {
     }
 }
 
-fn add_rows(y: Tensor, b: &Tensor) -> Result<Tensor> {
+fn add_rows(e: &Extents, y: Tensor, b: &Tensor) -> Result<Tensor> {
     match y.device() {
         Device::Cpu => dispatch_float!("linear", y.dtype(), T => cpu::add_rows::<T>(y, b)),
-        Device::Cuda(_) => cuda::add_rows(y, b),
+        Device::Cuda(_) => cuda::add_rows(e, y, b),
     }
 }
 
@@ -97,7 +96,7 @@ impl Op for Linear {
         }
         if let (None, Some(Some(db))) = (&tangent, x_dot.get(2)) {
             let zero = Tensor::zeros(&e.shape, x[0].dtype(), x[0].device());
-            tangent = Some(add_rows(zero, db)?);
+            tangent = Some(add_rows(&e, zero, db)?);
         }
         Ok(Dual { primal, tangent })
     }

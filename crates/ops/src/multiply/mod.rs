@@ -1,6 +1,7 @@
 //! Elementwise product.
 
 mod cpu;
+mod cuda;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
@@ -33,11 +34,17 @@ impl Op for Multiply {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let [a, b] = of(x)?;
-        dispatch_float!(NAME, a.dtype(), T => Ok(cpu::sum_of_products::<T>(&[(a, b)])?.into()))
+        match a.device() {
+            Device::Cpu => dispatch_float!(NAME, a.dtype(), T => Ok(cpu::sum_of_products::<T>(&[(a, b)])?.into())),
+            Device::Cuda(_) => Ok(cuda::forward(a, b)?.into()),
+        }
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
         let [a, b] = of(x)?;
+        if a.device() != Device::Cpu && x_dot.iter().any(Option::is_some) {
+            return cuda::jvp(a, b, x_dot);
+        }
         let terms: Vec<_> =
             [x_dot[0].map(|a_dot| (a_dot, b)), x_dot[1].map(|b_dot| (a, b_dot))].into_iter().flatten().collect();
         Ok(Dual { primal: self.forward(x)?.y, tangent: products(&terms)? })
@@ -47,6 +54,9 @@ impl Op for Multiply {
         let inputs = of(&[saved.input(0)?, saved.input(1)?])?;
         if y_bar.shape() != inputs[0].shape() {
             return Err(Error::input(NAME, format!("a cotangent {:?}", inputs[0].shape()), y_bar.shape()));
+        }
+        if y_bar.device() != Device::Cpu {
+            return cuda::vjp(inputs, y_bar, wanted);
         }
         (0..2).map(|i| if wanted[i] { products(&[(y_bar, inputs[1 - i])]) } else { Ok(None) }).collect()
     }

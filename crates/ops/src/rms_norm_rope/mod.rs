@@ -1,6 +1,7 @@
 //! RMS normalisation of queries and keys, with rotary position embedding.
 
 mod cpu;
+mod cuda;
 mod table;
 
 use std::sync::Arc;
@@ -117,7 +118,10 @@ impl Op for RmsNormRope {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let e = self.of(x)?;
-        dispatch_float!(NAME, x[0].dtype(), T => cpu::forward::<T>(self, &e, x))
+        match x[0].device() {
+            Device::Cpu => dispatch_float!(NAME, x[0].dtype(), T => cpu::forward::<T>(self, &e, x)),
+            Device::Cuda(_) => cuda::forward(self, &e, x),
+        }
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
@@ -125,7 +129,10 @@ impl Op for RmsNormRope {
         if x_dot.iter().all(Option::is_none) {
             return Ok(Dual { primal: self.forward(x)?.y, tangent: None });
         }
-        dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(self, &e, x, x_dot))
+        match x[0].device() {
+            Device::Cpu => dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(self, &e, x, x_dot)),
+            Device::Cuda(_) => cuda::jvp(self, &e, x, x_dot),
+        }
     }
 
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
@@ -133,13 +140,16 @@ impl Op for RmsNormRope {
         if y_bar.shape() != saved.shape(0) {
             return Err(Error::input(NAME, format!("a cotangent {:?}", saved.shape(0)), y_bar.shape()));
         }
-        dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(self, &e, saved, y_bar, wanted))
+        match y_bar.device() {
+            Device::Cpu => dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(self, &e, saved, y_bar, wanted)),
+            Device::Cuda(_) => cuda::vjp(self, &e, saved, y_bar, wanted),
+        }
     }
 
     fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
         let [x, weight] = inputs(NAME, x)?;
         let e = self.extents(&x.shape, &weight.shape)?;
-        let kept = vec![Meta::new(&[e.rows, e.d.checked_div(e.part).unwrap_or(0)], x.dtype)];
+        let kept = vec![Meta::new(&[e.rows, e.d.checked_div(e.part).unwrap_or(0)], x.dtype.wide())];
         let scratch = if matches!(rule, Rule::Vjp([false, _])) { x.bytes() } else { 0 };
         Ok(Cost { kept, scratch, ..Cost::elementwise(x.clone(), NORM_FLOPS, rule) })
     }

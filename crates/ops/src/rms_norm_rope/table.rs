@@ -1,7 +1,8 @@
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use fewstep_tensor::{DType, Tensor};
+use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::{Error, Result};
 
@@ -16,6 +17,7 @@ pub struct RopeTable {
     angles: Angles,
     double: OnceLock<[Tensor; 2]>,
     single: OnceLock<[Tensor; 2]>,
+    copies: Arc<Mutex<HashMap<(Device, DType), [Tensor; 2]>>>,
 }
 
 impl fmt::Debug for RopeTable {
@@ -38,7 +40,7 @@ impl RopeTable {
     /// As [`RopeTable::new`], with angles that are computed when they are first needed.
     pub fn lazy(tokens: usize, pairs: usize, angles: impl Fn() -> Vec<f64> + Send + Sync + 'static) -> Self {
         let (double, single) = (OnceLock::new(), OnceLock::new());
-        RopeTable { tokens, pairs, angles: Arc::new(angles), double, single }
+        RopeTable { tokens, pairs, angles: Arc::new(angles), double, single, copies: Arc::default() }
     }
 
     /// (L, K/2)
@@ -57,6 +59,21 @@ impl RopeTable {
         }
         let made = self.build(dtype)?;
         Ok(table.get_or_init(|| made))
+    }
+
+    /// Cosines and sines in a compute type on a GPU, which keeps them.
+    ///
+    /// # Errors
+    /// If there are not L·K/2 angles, or the GPU has no memory for them.
+    pub(super) fn on(&self, device: Device, dtype: DType) -> Result<[Tensor; 2]> {
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = copies.get(&(device, dtype)) {
+            return Ok(made.clone());
+        }
+        let [cos, sin] = self.get(dtype)?;
+        let made = [cos.to_device(device)?, sin.to_device(device)?];
+        copies.insert((device, dtype), made.clone());
+        Ok(made)
     }
 
     fn build(&self, dtype: DType) -> Result<[Tensor; 2]> {

@@ -1,0 +1,189 @@
+//! What the CUDA kernels over rows share: how threads hold a row, sums over rows, and a vector added to rows.
+
+use fewstep_tensor::cuda::{Launch, Source};
+use fewstep_tensor::{DType, Device, Tensor};
+
+use crate::layer_norm::rows::Rows;
+use crate::{Error, Result};
+
+/// The text that kernels over rows begin with.
+pub(crate) const ROWS: &str = include_str!("rows.cuh");
+
+const COLUMNS: Source = Source::new("columns", &[ROWS, include_str!("columns.cu")]);
+const PARTIALS: Source = Source::new("partials", &[include_str!("partials.cu")]);
+
+/// Bytes of one access.
+const ACCESS: usize = 16;
+const WARP: usize = 32;
+/// Threads of a block whose rows are narrower than a warp.
+const NARROW_THREADS: usize = 128;
+/// Chunks that a thread holds before a block grows beyond its threads.
+const WIDE_THREADS: usize = 512;
+/// Blocks that a sum over rows is divided into: four for each multiprocessor of an H100.
+const SUMMING_BLOCKS: usize = 528;
+/// Rows that a team walks at least, where there are as many: they share the reading of the modulation.
+const ROWS_AT_LEAST: usize = 8;
+/// Columns that a block of `add_partials` adds.
+const TILE: usize = 32;
+const ADDING_THREADS: usize = 1024;
+
+/// Which elements of a row a thread must hold together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pairs {
+    /// None.
+    None,
+    /// Neighbours, in heads of this width.
+    Neighbours(usize),
+    /// The halves of heads of this width.
+    Halves(usize),
+}
+
+/// How threads share rows: the macros of `rows.cuh` and the division of the rows into slabs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    rows: Rows,
+    slab: usize,
+    width: usize,
+    packs: usize,
+    team: usize,
+    threads: usize,
+    aligned: bool,
+}
+
+impl Plan {
+    /// For rows of a dtype; `tensors` are all that hold rows or vectors of their width.
+    pub fn new(rows: Rows, dtype: DType, pairs: Pairs, tensors: &[Option<&Tensor>]) -> Self {
+        let (each, d) = (ACCESS / dtype.size(), rows.d);
+        let run = match pairs {
+            Pairs::None => d,
+            Pairs::Neighbours(head) => head,
+            Pairs::Halves(head) => head / 2,
+        };
+        let aligned = run.is_multiple_of(each) && tensors.iter().flatten().all(|t| t.is_aligned(ACCESS as u64));
+        let width = match pairs {
+            _ if aligned => each,
+            Pairs::Neighbours(_) => 2,
+            _ => 1,
+        };
+        // Partners are dealt together.
+        let partners = if matches!(pairs, Pairs::Halves(_)) { 2 } else { 1 };
+        let units = d.div_ceil(width * partners).max(1);
+        let packs = units.div_ceil(WIDE_THREADS);
+        let team = units.div_ceil(packs);
+        let (team, threads) = match team {
+            0..=WARP => (team.next_power_of_two(), NARROW_THREADS),
+            _ => (team.next_multiple_of(WARP), team.next_multiple_of(WARP)),
+        };
+        let plan = Plan { rows, slab: 1, width, packs: packs * partners, team, threads, aligned };
+        plan.with_slab(ROWS_AT_LEAST)
+    }
+
+    /// Slabs of so many rows a team.
+    fn with_slab(self, each: usize) -> Self {
+        Plan { slab: (each * self.threads / self.team).min(self.rows.per_group).max(1), ..self }
+    }
+
+    /// The same for a kernel that sums over rows: fewer blocks, so that there are few partial sums. A function of the extents
+    /// alone, as are then the bits of the sums.
+    pub fn summing(self) -> Self {
+        let blocks = (SUMMING_BLOCKS / self.rows.groups.max(1)).max(1);
+        Plan { slab: self.rows.per_group.div_ceil(blocks).max(self.slab), ..self }
+    }
+
+    fn slabs(&self) -> usize {
+        self.rows.per_group.div_ceil(self.slab)
+    }
+
+    fn blocks(&self) -> usize {
+        if self.rows.d == 0 { 0 } else { self.rows.groups * self.slabs() }
+    }
+
+    /// A launch over all rows; its last parameters follow by [`Plan::run`].
+    pub fn launch<'a>(&self, device: Device, source: &'a Source, dtype: DType, kernel: &'static str) -> Result<Launch<'a>> {
+        let launch = Launch::new(device, source, dtype, kernel)?
+            .define("WIDTH", self.width)
+            .define("PACKS", self.packs)
+            .define("TEAM", self.team)
+            .define("THREADS", self.threads)
+            .define("ALIGNED", usize::from(self.aligned));
+        Ok(launch.grid([self.blocks(), 1, 1]).threads(self.threads))
+    }
+
+    /// Runs a launch after giving it its last parameters, the extents.
+    pub fn run(&self, launch: Launch<'_>) -> Result<()> {
+        self.run_with(launch, &[])
+    }
+
+    /// As [`Plan::run`], with further extents at the end.
+    pub fn run_with(&self, launch: Launch<'_>, rest: &[usize]) -> Result<()> {
+        let launch = launch.size(self.rows.per_group).size(self.slab).size(self.rows.d);
+        Ok(rest.iter().fold(launch, |launch, &size| launch.size(size)).run()?)
+    }
+
+    /// Memory for the sums of a block each.
+    pub fn partials(&self, wanted: bool, dtype: DType, device: Device) -> Result<Option<Tensor>> {
+        let of = |()| Tensor::empty(&[self.rows.groups * self.slabs(), self.rows.d], dtype.wide(), device);
+        Ok(wanted.then_some(()).map(of).transpose()?)
+    }
+
+    /// The sums of each group of the sums of its blocks, for up to two sums at once; `joined`: of all groups together.
+    pub fn gather<const N: usize>(
+        &self,
+        partials: [Option<Tensor>; N],
+        joined: bool,
+        shape: &[usize],
+    ) -> Result<[Option<Tensor>; N]> {
+        let Some(first) = partials.iter().flatten().next() else { return Ok(partials) };
+        let (groups, slabs) = if joined { (1, self.rows.groups * self.slabs()) } else { (self.rows.groups, self.slabs()) };
+        let (dtype, device) = (first.dtype(), first.device());
+        let mut sums = partials.each_ref().map(|_| None);
+        for (sum, partials) in sums.iter_mut().zip(&partials) {
+            *sum = match partials {
+                Some(partials) if slabs == 1 => Some(partials.reshape(shape)?),
+                Some(_) => Some(Tensor::empty(shape, dtype, device)?),
+                None => None,
+            };
+        }
+        if slabs != 1 {
+            let wanted: Vec<_> = sums.iter().flatten().zip(partials.iter().flatten()).collect();
+            let launch = Launch::new(device, &PARTIALS, dtype, "add_partials")?
+                .grid([groups * self.rows.d.div_ceil(TILE), wanted.len(), 1])
+                .threads(ADDING_THREADS);
+            let pair = |i: usize| wanted.get(i).copied().unzip();
+            let ((sum0, partials0), (sum1, partials1)) = (pair(0), pair(1));
+            let launch = launch.optional(sum0).optional(partials0).optional(sum1).optional(partials1);
+            launch.size(slabs).size(self.rows.d).run()?;
+        }
+        Ok(sums)
+    }
+}
+
+/// Refuses a modulation, gain or weight that is not of the wide dtype.
+pub(crate) fn check_wide(op: &'static str, dtype: DType, vectors: &[Option<&Tensor>]) -> Result<()> {
+    match vectors.iter().flatten().find(|v| v.dtype() != dtype.wide()) {
+        Some(v) => Err(Error::input(op, format!("a vector of {} beside rows of {dtype}", dtype.wide()), v.dtype())),
+        None => Ok(()),
+    }
+}
+
+/// Σ over the rows of each group of x, of the wide dtype.
+pub(crate) fn column_sum(rows: Rows, x: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    let (dtype, device) = (x.dtype(), x.device());
+    let plan = Plan::new(rows, dtype, Pairs::None, &[Some(x)]).summing();
+    let partials = plan.partials(true, dtype, device)?;
+    let launch = plan.launch(device, &COLUMNS, dtype, "column_sum")?.optional(partials.as_ref()).tensor(x);
+    plan.run(launch)?;
+    let [sums] = plan.gather([partials], false, shape)?;
+    sums.ok_or_else(|| Error::input("column_sum", "partial sums", shape))
+}
+
+/// y = x + b with one vector of b a group, in the dtype of `y`; b has that or the wide dtype. Without x: y = b; y may be x.
+pub(crate) fn add_rows(rows: Rows, x: Option<&Tensor>, b: &Tensor, y: &Tensor) -> Result<()> {
+    let (dtype, device) = (y.dtype(), y.device());
+    let kernel = if b.dtype() == dtype { "add_rows" } else { "add_rows_wide" };
+    if b.dtype() != dtype {
+        check_wide("add_rows", dtype, &[Some(b)])?;
+    }
+    let plan = Plan::new(rows, dtype, Pairs::None, &[x, Some(b), Some(y)]);
+    plan.run(plan.launch(device, &COLUMNS, dtype, kernel)?.tensor(y).optional(x).tensor(b))
+}
