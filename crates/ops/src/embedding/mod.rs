@@ -1,6 +1,7 @@
 //! Rows of a table.
 
 mod cpu;
+mod cuda;
 
 use std::sync::Arc;
 
@@ -15,12 +16,12 @@ const NAME: &str = "embedding";
 ///
 /// The ids are the op's own, so nothing is differentiated by them. The table may be in bf16, as stored: only the rows that
 /// are taken are read and widened, so that a table larger than memory serves while it is mapped from its file. The gradient
-/// of a table has the table's dtype; that of a bf16 table is given in the output's dtype, in which it is accumulated.
+/// of a table has the table's dtype; that of a bf16 table is given in the output's wide dtype, in which it is accumulated.
 #[derive(Clone, Debug)]
 pub struct Embedding {
     /// The row of the table for each row of y.
     pub ids: Arc<[u32]>,
-    /// The dtype of y: f32 or f64.
+    /// The dtype of y; bf16 on GPUs alone.
     pub dtype: DType,
 }
 
@@ -37,7 +38,10 @@ impl Embedding {
 
     fn gather(&self, table: &Tensor) -> Result<Tensor> {
         let [_, d] = self.extents(table.shape())?;
-        dispatch_float!(NAME, self.dtype, T => cpu::gather::<T>(&self.ids, d, table))
+        match table.device() {
+            Device::Cpu => dispatch_float!(NAME, self.dtype, T => cpu::gather::<T>(&self.ids, d, table)),
+            Device::Cuda(_) => cuda::gather(&self.ids, d, table, self.dtype),
+        }
     }
 }
 
@@ -66,7 +70,10 @@ impl Op for Embedding {
         if !wanted[0] {
             return Ok(vec![None]);
         }
-        let table_bar = dispatch_float!(NAME, y_bar.dtype(), T => cpu::scatter::<T>(&self.ids, [v, d], y_bar))?;
+        let table_bar = match y_bar.device() {
+            Device::Cpu => dispatch_float!(NAME, y_bar.dtype(), T => cpu::scatter::<T>(&self.ids, [v, d], y_bar))?,
+            Device::Cuda(_) => cuda::scatter(&self.ids, [v, d], y_bar)?,
+        };
         let dtype = saved.dtype(0);
         Ok(vec![Some(if dtype == DType::Bf16 { table_bar } else { table_bar.to_dtype(dtype) })])
     }

@@ -1,6 +1,7 @@
 //! Permutations of axes after a split: patches to tokens and back.
 
 mod cpu;
+mod cuda;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
@@ -69,7 +70,12 @@ impl Rearrange {
         if x.len() != self.split.iter().product::<usize>() {
             return Err(Error::input("rearrange", format!("the elements of {:?}", self.split), x.shape()));
         }
-        dispatch_float!("rearrange", x.dtype(), T => cpu::permute::<T>(x, &self.split, &self.axes, &self.joined))
+        match x.device() {
+            Device::Cpu => {
+                dispatch_float!("rearrange", x.dtype(), T => cpu::permute::<T>(x, &self.split, &self.axes, &self.joined))
+            }
+            Device::Cuda(_) => cuda::permute(x, &self.split, &self.axes, &self.joined),
+        }
     }
 }
 
