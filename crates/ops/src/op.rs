@@ -1,6 +1,6 @@
 use std::fmt::Debug;
 
-use fewstep_tensor::{DType, Tensor};
+use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::{Cost, Dual, Error, Meta, Result, Rule};
 
@@ -124,6 +124,23 @@ impl Saved {
             .collect();
         let y = memory.output.then(|| output.y.clone());
         Saved { op: op.name(), inputs, output: y, kept: output.kept.clone() }
+    }
+
+    /// The same on another device.
+    ///
+    /// # Errors
+    /// If a copy fails.
+    pub(crate) fn to_device(&self, device: Device) -> Result<Self> {
+        let moved = |t: &Tensor| t.to_device(device);
+        let input = |s: &SavedInput| -> Result<SavedInput> {
+            Ok(SavedInput { shape: s.shape.clone(), dtype: s.dtype, value: s.value.as_ref().map(moved).transpose()? })
+        };
+        Ok(Saved {
+            op: self.op,
+            inputs: self.inputs.iter().map(input).collect::<Result<_>>()?,
+            output: self.output.as_ref().map(moved).transpose()?,
+            kept: self.kept.iter().map(moved).collect::<fewstep_tensor::Result<_>>()?,
+        })
     }
 
     /// The number of inputs.

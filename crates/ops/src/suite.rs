@@ -219,3 +219,136 @@ fn differs(got: &Tensor, want: &Tensor, tolerance: f64, scale: f64) -> Option<St
     let scale = scale.max(max_abs(want)).max(f64::MIN_POSITIVE);
     (worst.is_nan() || worst > tolerance * scale).then(|| format!("off by {worst:e} at scale {scale:e}"))
 }
+
+/// An op whose rules run on another device, with inputs and outputs on the host: what proves an op there is the same suite.
+#[derive(Debug)]
+pub struct Elsewhere<'a> {
+    /// The op.
+    pub op: &'a dyn Op,
+    /// Where its rules run.
+    pub device: Device,
+}
+
+impl Elsewhere<'_> {
+    fn there(&self, x: &[&Tensor]) -> Result<Vec<Tensor>> {
+        Ok(x.iter().map(|t| t.to_device(self.device)).collect::<fewstep_tensor::Result<_>>()?)
+    }
+}
+
+fn here(t: &Tensor) -> Result<Tensor> {
+    Ok(t.to_device(Device::Cpu)?)
+}
+
+impl Op for Elsewhere<'_> {
+    fn name(&self) -> &'static str {
+        self.op.name()
+    }
+
+    fn forward(&self, x: &[&Tensor]) -> Result<crate::Output> {
+        let output = self.op.forward(&self.there(x)?.iter().collect::<Vec<_>>())?;
+        Ok(crate::Output { y: here(&output.y)?, kept: output.kept.iter().map(here).collect::<Result<_>>()? })
+    }
+
+    fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
+        let x = self.there(x)?;
+        let there = |t: &Option<&Tensor>| t.map(|t| t.to_device(self.device)).transpose();
+        let x_dot = x_dot.iter().map(there).collect::<fewstep_tensor::Result<Vec<_>>>()?;
+        let dual =
+            self.op.jvp(&x.iter().collect::<Vec<_>>(), &x_dot.iter().map(Option::as_ref).collect::<Vec<_>>())?;
+        Ok(Dual { primal: here(&dual.primal)?, tangent: dual.tangent.as_ref().map(here).transpose()? })
+    }
+
+    fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let bars = self.op.vjp(&saved.to_device(self.device)?, &y_bar.to_device(self.device)?, wanted)?;
+        bars.iter().map(|b| b.as_ref().map(here).transpose()).collect()
+    }
+
+    fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<crate::Cost> {
+        self.op.cost(x, rule)
+    }
+
+    fn memory(&self) -> crate::Memory {
+        self.op.memory()
+    }
+}
+
+/// Proves an op on another device on normal inputs of these shapes, in f64 and f32.
+///
+/// # Errors
+/// The first claim that fails, with the seed.
+pub fn check_on(device: Device, op: &dyn Op, shapes: &[&[usize]], seed: u64) -> std::result::Result<(), String> {
+    check(&Elsewhere { op, device }, shapes, seed)
+}
+
+/// Proves the rules of an op in bf16 on a device: each output differs from that of the same op in f64 on the host, at the
+/// same rounded inputs, by at most `tolerance` in relative L2 norm, and the primal of `jvp` is `forward` bit for bit. The
+/// inputs in `wide` are f32. Inputs have means and outliers.
+///
+/// # Errors
+/// The first rule that fails, with its error.
+pub fn check_half(
+    device: Device,
+    op: &dyn Op,
+    (shapes, wide): (&[&[usize]], &[usize]),
+    tolerance: f64,
+    seed: u64,
+) -> std::result::Result<(), String> {
+    let failed = half(device, op, (shapes, wide), tolerance, seed).map_err(|e| e.to_string())?;
+    failed.map_or(Ok(()), |claim| Err(format!("{claim}; op {op:?} in bf16 on {device}, shapes {shapes:?}, seed {seed}")))
+}
+
+fn half(
+    device: Device,
+    op: &dyn Op,
+    (shapes, wide): (&[&[usize]], &[usize]),
+    tolerance: f64,
+    seed: u64,
+) -> Result<Option<String>> {
+    let dtype = |i: usize| if wide.contains(&i) { DType::F32 } else { DType::Bf16 };
+    let rounded = |purpose| -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+        let drawn = draw(seed, purpose, shapes)?.into_iter().map(uneven).collect::<Result<Vec<_>>>()?;
+        let narrow: Vec<Tensor> = drawn.iter().enumerate().map(|(i, t)| t.to_dtype(dtype(i))).collect();
+        let exact = narrow.iter().map(|t| t.to_dtype(DType::F64)).collect();
+        Ok((narrow, exact))
+    };
+    let there = Elsewhere { op, device };
+    let ((x, x64), (u, u64)) = (rounded(0)?, rounded(1)?);
+    let (x, x64): (Vec<&Tensor>, Vec<&Tensor>) = (x.iter().collect(), x64.iter().collect());
+    let (u, u64): (Vec<_>, Vec<_>) = (u.iter().map(Some).collect(), u64.iter().map(Some).collect());
+    let (got, want) = (there.forward(&x)?, op.forward(&x64)?);
+    let (dual, dual64) = (there.jvp(&x, &u)?, op.jvp(&x64, &u64)?);
+    if bits(&dual.primal) != bits(&got.y) {
+        return Ok(Some("the primal of jvp is forward, bit for bit".into()));
+    }
+    let y_bar = draw(seed, 2, &[got.y.shape()])?.remove(0).to_dtype(got.y.dtype());
+    let all = vec![true; x.len()];
+    let bars = there.vjp(&Saved::of(op, &x, &got), &y_bar, &all)?;
+    let bars64 = op.vjp(&Saved::of(op, &x64, &want), &y_bar.to_dtype(DType::F64), &all)?;
+    let mut pairs = vec![("forward".into(), got.y, want.y), ("jvp".into(), tangent(&dual), tangent(&dual64))];
+    for (i, (bar, bar64)) in bars.into_iter().zip(bars64).enumerate() {
+        if let (Some(bar), Some(bar64)) = (bar, bar64) {
+            pairs.push((format!("the cotangent of input {i}"), bar, bar64));
+        }
+    }
+    Ok(pairs.iter().find_map(|(what, got, want)| {
+        let e = relative_l2(got, want);
+        (e.is_nan() || e > tolerance).then(|| format!("{what} is off by {e:e} where {tolerance:e} is allowed"))
+    }))
+}
+
+/// Shifts a tensor and lets every 97th element stand out.
+fn uneven(t: Tensor) -> Result<Tensor> {
+    let moved = t.to_vec_f64().into_iter().enumerate().map(|(i, x)| (x + 0.3) * if i % 97 == 5 { 8.0 } else { 1.0 });
+    Ok(Tensor::from_vec(moved.collect::<Vec<f64>>(), t.shape())?)
+}
+
+/// ‖got − want‖₂/‖want‖₂; the absolute norm where want is zero.
+fn relative_l2(got: &Tensor, want: &Tensor) -> f64 {
+    if got.shape() != want.shape() {
+        return f64::NAN;
+    }
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let (got, want) = (got.to_vec_f64(), want.to_vec_f64());
+    let scale = norm(&mut want.iter().copied());
+    norm(&mut got.iter().zip(&want).map(|(a, b)| a - b)) / if scale > 0.0 { scale } else { 1.0 }
+}

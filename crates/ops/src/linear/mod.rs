@@ -1,6 +1,7 @@
 //! y = x·Wᵀ + b.
 
 mod cpu;
+mod cuda;
 
 use fewstep_tensor::gemm::panel_cols;
 use fewstep_tensor::{Device, Tensor, dispatch_float};
@@ -49,7 +50,10 @@ impl Linear {
     /// x·Wᵀ + b, added to `onto` where given.
     fn product(&self, x: &Tensor, w: &Tensor, b: Option<&Tensor>, onto: Option<Tensor>) -> Result<Tensor> {
         let e = self.extents(x.shape(), w.shape(), b.map(Tensor::shape))?;
-        dispatch_float!("linear", x.dtype(), T => Ok(cpu::forward::<T>(&e, x, w, b, onto)?))
+        match x.device() {
+            Device::Cpu => dispatch_float!("linear", x.dtype(), T => Ok(cpu::forward::<T>(&e, x, w, b, onto)?)),
+            Device::Cuda(_) => cuda::forward(&e, x, w, b, onto),
+        }
     }
 }
 
@@ -63,7 +67,10 @@ fn widened(e: &Extents, rule: Rule<'_>) -> usize {
 }
 
 fn add_rows(y: Tensor, b: &Tensor) -> Result<Tensor> {
-    dispatch_float!("linear", y.dtype(), T => cpu::add_rows::<T>(y, b))
+    match y.device() {
+        Device::Cpu => dispatch_float!("linear", y.dtype(), T => cpu::add_rows::<T>(y, b)),
+        Device::Cuda(_) => cuda::add_rows(y, b),
+    }
 }
 
 impl Op for Linear {
@@ -100,6 +107,15 @@ impl Op for Linear {
         if y_bar.shape() != e.shape {
             return Err(Error::input("linear", format!("a cotangent {:?}", e.shape), y_bar.shape()));
         }
+        if let Device::Cuda(_) = y_bar.device() {
+            let x_bar = || cuda::input_bar(&e, saved.shape(0), y_bar, saved.input(1)?);
+            let w_bar = || cuda::weight_bar(&e, y_bar, saved.input(0)?);
+            let mut bars = vec![wanted[0].then(x_bar).transpose()?, wanted[1].then(w_bar).transpose()?];
+            if self.bias {
+                bars.push(wanted[2].then(|| cuda::bias_bar(&e, y_bar)).transpose()?);
+            }
+            return Ok(bars);
+        }
         dispatch_float!("linear", y_bar.dtype(), T => {
             let x_bar = if wanted[0] { Some(cpu::input_bar::<T>(&e, saved.shape(0), y_bar, saved.input(1)?)?) } else { None };
             let w_bar = if wanted[1] { Some(cpu::weight_bar::<T>(&e, y_bar, saved.input(0)?)?) } else { None };
@@ -128,6 +144,8 @@ impl Op for Linear {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
@@ -140,6 +158,16 @@ mod tests {
             let i = *x.last().unwrap();
             suite::check(&Linear { bias: true }, &[&x, &[o, i], &[o]], seed as u64).unwrap();
             suite::check(&Linear { bias: false }, &[&x, &[o, i]], seed as u64).unwrap();
+            suite::check_on(EMULATED, &Linear { bias: true }, &[&x, &[o, i], &[o]], seed as u64).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_rule_holds_in_bf16_on_a_gpu() {
+        // One rounding of each output: half a unit of 8 bits.
+        for (seed, (rows, i, o)) in [(300, 70, 33), (1, 8, 8), (5, 33, 1)].into_iter().enumerate() {
+            let shapes: [&[usize]; 3] = [&[rows, i], &[o, i], &[o]];
+            suite::check_half(EMULATED, &Linear { bias: true }, (&shapes, &[]), 2f64.powi(-8), seed as u64).unwrap();
         }
     }
 
