@@ -228,6 +228,8 @@ impl Op for Reshape {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
@@ -236,6 +238,20 @@ mod tests {
         suite::check(&Slice { axis: 1, start: 2, len: 3 }, &[&[2, 6, 5]], 1).unwrap();
         suite::check(&Slice { axis: 0, start: 1, len: 1 }, &[&[3]], 2).unwrap();
         suite::check(&Slice { axis: 2, start: 0, len: 0 }, &[&[2, 1, 4]], 3).unwrap();
+    }
+
+    #[test]
+    fn slices_and_concatenations_hold_every_rule_on_a_gpu() {
+        let slices = [(1, 2, 3, &[2, 6, 5][..]), (0, 1, 1, &[3]), (2, 0, 0, &[2, 1, 4]), (2, 8, 16, &[3, 2, 32]), (1, 4, 2, &[2, 6, 4])];
+        for (axis, start, len, shape) in slices {
+            suite::check_on(EMULATED, &Slice { axis, start, len }, &[shape], 1).unwrap();
+            suite::check_half(EMULATED, &Slice { axis, start, len }, (&[shape], &[]), 0.0, 2).unwrap();
+        }
+        let joined: [&[&[usize]]; 3] = [&[&[2, 3, 5], &[2, 1, 5], &[2, 0, 5]], &[&[2, 1, 8], &[2, 3, 8]], &[&[0, 2, 3], &[0, 1, 3]]];
+        for shapes in joined {
+            suite::check_on(EMULATED, &Concat { axis: 1 }, shapes, 3).unwrap();
+            suite::check_half(EMULATED, &Concat { axis: 1 }, (shapes, &[]), 0.0, 4).unwrap();
+        }
     }
 
     #[test]

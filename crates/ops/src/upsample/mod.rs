@@ -65,6 +65,8 @@ impl Op for Upsample {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
@@ -72,6 +74,11 @@ mod tests {
     fn every_rule_holds_on_random_shapes() {
         for (seed, shape) in [[2, 3, 5, 7], [1, 1, 1, 1], [0, 2, 2, 3], [1, 40, 30, 2]].iter().enumerate() {
             suite::check(&Upsample, &[shape], seed as u64).unwrap();
+            suite::check_on(EMULATED, &Upsample, &[shape], seed as u64).unwrap();
+        }
+        for (seed, shape) in [[2, 3, 2, 8], [1, 2, 2, 3]].iter().enumerate() {
+            // A sum of four is rounded once, to half a unit of 8 bits.
+            suite::check_half(EMULATED, &Upsample, (&[shape], &[]), 2f64.powi(-8), seed as u64).unwrap();
         }
     }
 
