@@ -89,12 +89,13 @@ impl Buffer {
         if bytes == 0 { Ok(()) } else { self.gpu.driver().copy(to, from, bytes) }
     }
 
-    /// Sets all bytes to zero.
+    /// Sets bytes to zero.
     ///
     /// # Errors
-    /// If the device refuses.
-    pub fn zero(&self) -> Result<()> {
-        if self.bytes == 0 { Ok(()) } else { self.gpu.driver().zero(self.address, self.bytes) }
+    /// If there are not so many, or the device refuses.
+    pub fn zero(&self, offset: usize, bytes: usize) -> Result<()> {
+        let at = self.at("zero", offset, bytes)?;
+        if bytes == 0 { Ok(()) } else { self.gpu.driver().zero(at, bytes) }
     }
 }
 

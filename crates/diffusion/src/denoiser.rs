@@ -3,7 +3,7 @@
 use fewstep_ops::{
     Cast, Combine, Conditions, Dual, Forward, Grads, Mode, Network, Params, Plain, Recompute, Result, Reverse, Var,
 };
-use fewstep_tensor::{DType, Device, Tensor, arith};
+use fewstep_tensor::{DType, Tensor, arith};
 
 use crate::coefficient::{Coefficient, Which};
 use crate::{Guidance, TrigTime, Wrapper};
@@ -126,7 +126,7 @@ impl<'a, N: Network> Predictor<'a, N> {
         let x = m.input(x_t.clone(), Some(x_dot.clone()));
         let t = m.input(times(t)?, Some(Tensor::from_vec(t_dot.to_vec(), &[t_dot.len()])?));
         let Dual { primal, tangent } = self.denoiser.velocity(&m, &x, &t, &conditions.in_mode(&m))?;
-        let tangent = tangent.unwrap_or_else(|| Tensor::zeros(primal.shape(), DType::F64, Device::Cpu));
+        let tangent = tangent.unwrap_or_else(|| Tensor::zeros(primal.shape(), DType::F64, primal.device()));
         Ok((primal, tangent))
     }
 

@@ -10,9 +10,9 @@ use crate::{
 };
 
 /// Sub-streams of the sampling noise are steps; the published long grids have 8.
-fn noise(seed: u64, step: usize, first: u64, shape: &[usize]) -> Result<Tensor> {
-    let stream = Stream::new(seed, Purpose::Sample, 0).step(step as u32);
-    Ok(arith::normal(&stream, first, shape, DType::F64, Device::Cpu)?)
+fn noise(draw: Draw, step: usize, device: Device) -> Result<Tensor> {
+    let stream = Stream::new(draw.seed, Purpose::Sample, 0).step(step as u32);
+    Ok(arith::normal(&stream, draw.first, draw.shape, DType::F64, device)?)
 }
 
 /// Which samples are drawn: sample i of a seed is the same whatever the batch it is drawn in.
@@ -61,6 +61,11 @@ impl<'a, N: Network> Experts<'a, N> {
         Experts { noisy, rest: Some((boundary, rest)) }
     }
 
+    /// Where the networks are, and so the samples.
+    fn device(&self) -> Device {
+        self.noisy.predictor.params.device()
+    }
+
     fn at(&self, time: TrigTime) -> Expert<'a, N> {
         match self.rest {
             Some((boundary, rest)) if RfTime::from(time) < boundary => rest,
@@ -68,7 +73,7 @@ impl<'a, N: Network> Experts<'a, N> {
         }
     }
 
-    /// Samples in the grid's few steps, without guidance; f64. `observe` sees each step's index and its x_0.
+    /// Samples in the grid's few steps, without guidance; f64, on the networks' device. `observe` sees each step's index and its x_0.
     ///
     /// # Errors
     /// If shapes do not fit the network, or a prediction is not finite.
@@ -83,11 +88,11 @@ impl<'a, N: Network> Experts<'a, N> {
             let t = vec![time; x.shape()[0]];
             clean(x, &self.at(time).predictor.velocity(x, &t, conditions)?, &t)
         };
-        let fresh = |step| noise(draw.seed, step, draw.first, draw.shape);
+        let fresh = |step| noise(draw, step, self.device());
         few_step(grid, &fresh(0)?, predict, fresh, observe)
     }
 
-    /// Samples by a many-step sampler with guidance; f64. `observe` sees each step and its state.
+    /// Samples by a many-step sampler with guidance; f64, on the networks' device. `observe` sees each step and its state.
     ///
     /// # Errors
     /// If shapes do not fit the network, the sampler does not fit the schedule, or a prediction is not finite.
@@ -105,7 +110,7 @@ impl<'a, N: Network> Experts<'a, N> {
                 expert.predictor.raw(x, step.timestep, c)
             })
         };
-        sampler.sample(schedule, &noise(draw.seed, 0, draw.first, draw.shape)?, model, observe)
+        sampler.sample(schedule, &noise(draw, 0, self.device())?, model, observe)
     }
 }
 

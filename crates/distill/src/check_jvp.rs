@@ -125,17 +125,18 @@ pub fn check_jvp<N: Network>(
 ) -> Result<JvpReport> {
     let fits = model.params.count().saturating_mul(DType::F64.size()) <= budget;
     let wide: Option<Params> = fits.then(|| model.params.to_dtype(DType::F64));
-    let (x, mut rows) = (x.to_dtype(DType::F64), Vec::new());
+    let device = model.params.device();
+    let (x, mut rows) = (x.to_device(device)?.to_dtype(DType::F64), Vec::new());
     for t in TIMES {
         let mut reference = None;
         if let Some(wide) = &wide {
             let double = Predictor { denoiser: model.denoiser, params: wide };
-            let (row, tangent) = check_at(double, &x, t, &conditions.to_dtype(DType::F64))?;
+            let (row, tangent) = check_at(double, &x, t, &conditions.to(device, DType::F64)?)?;
             rows.push(row);
             reference = Some(tangent);
         }
         if compute != DType::F64 || !fits {
-            let (mut row, tangent) = check_at(model, &x, t, &conditions.to_dtype(compute))?;
+            let (mut row, tangent) = check_at(model, &x, t, &conditions.to(device, compute)?)?;
             row.dtype = compute;
             row.against_f64 = reference.map(|r| relative(&tangent, &r)).transpose()?;
             rows.push(row);

@@ -3,11 +3,12 @@
 use fewstep_diffusion::{Denoiser, Guidance, Predictor, TimeDistribution, TrigTime};
 use fewstep_ops::{Grads, Network, Params};
 use fewstep_tensor::random::{Purpose, Stream};
-use fewstep_tensor::{DType, Device, Tensor, arith};
+use fewstep_tensor::{DType, Tensor, arith};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
+use crate::compute::Compute;
 use crate::ema::PowerProfile;
 use crate::examples::ExampleSource;
 use crate::learner::Learner;
@@ -72,7 +73,7 @@ pub struct Distiller<'a, N> {
     source: &'a dyn ExampleSource,
     teacher: Params,
     reference: TeacherReference,
-    compute: DType,
+    compute: Compute,
     student: Learner,
     fake_score: Option<Learner>,
     ledger: NonFiniteLedger,
@@ -87,28 +88,26 @@ struct Part {
 }
 
 impl<'a, N: Network> Distiller<'a, N> {
-    /// Starts student and fake score from the teacher, which keeps the dtype in which it is stored.
-    ///
-    /// `compute` is the dtype of activations and gradients, and of what is trained: f32 masters, or adapters. f64 is for
-    /// proofs.
+    /// Starts student and fake score from the teacher, which on a CPU keeps the dtype in which it is stored.
     ///
     /// # Errors
-    /// If a setting is refused, or an adapter's target is no layer of the network.
+    /// If a setting is refused, an adapter's target is no layer of the network, or a GPU has no memory for the weights.
     pub fn new(
         config: DistillConfig,
         denoiser: &'a Denoiser<N>,
         source: &'a dyn ExampleSource,
         teacher: Params,
         reference: TeacherReference,
-        compute: DType,
+        compute: Compute,
     ) -> Result<Self> {
         config.validate()?;
         let start = config.train.start(&teacher, compute)?;
         let average = Some(PowerProfile::new(config.ema)?);
-        let student = Learner::new("student", start.clone(), config.student.clone(), average)?;
-        let fake = || Learner::new("fake_score", start.clone(), config.fake_score.clone(), None);
+        let student = Learner::new("student", start.clone(), compute, config.student.clone(), average)?;
+        let fake = || Learner::new("fake_score", start.clone(), compute, config.fake_score.clone(), None);
         let fake_score = config.method.dmd().map(|_| fake()).transpose()?;
         let ledger = NonFiniteLedger::new(config.run.non_finite_budget);
+        let teacher = compute.weights(&teacher)?;
         let iteration = 0;
         Ok(Distiller { config, denoiser, source, teacher, reference, compute, student, fake_score, ledger, iteration })
     }
@@ -135,12 +134,11 @@ impl<'a, N: Network> Distiller<'a, N> {
 
     fn batch(&self, part: Part) -> Result<Batch> {
         let n = self.config.run.batch;
-        let dtype = self.compute;
         let examples = self.source.examples(part.position, n)?;
         Ok(Batch {
-            x_0: examples.x_0.to_dtype(DType::F64),
-            conditions: examples.conditions.to_dtype(dtype),
-            unconditional: self.source.unconditional(n)?.to_dtype(dtype),
+            x_0: self.compute.state(&examples.x_0)?,
+            conditions: self.compute.conditions(&examples.conditions)?,
+            unconditional: self.compute.conditions(&self.source.unconditional(n)?)?,
         })
     }
 
@@ -154,7 +152,7 @@ impl<'a, N: Network> Distiller<'a, N> {
     }
 
     fn noise(&self, stream: Stream, like: &Tensor, part: Part) -> Result<Tensor> {
-        Ok(arith::normal(&stream, part.first, like.shape(), DType::F64, Device::Cpu)?)
+        Ok(arith::normal(&stream, part.first, like.shape(), DType::F64, like.device())?)
     }
 
     fn diffusion(

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use fewstep_ops::{Grads, Params};
+use fewstep_tensor::Device;
 use fewstep_tensor::file::TensorFile;
 
+use crate::compute::Compute;
 use crate::ema::{PowerEma, PowerProfile};
 use crate::optimizer::{AdamW, AdamWConfig, Step};
 use crate::parameters::{pack, unpack};
@@ -16,34 +18,50 @@ use crate::{Error, Result};
 pub struct Learner {
     role: &'static str,
     names: Vec<String>,
+    compute: Compute,
+    /// The masters of what is trained, beside what is frozen.
     params: Params,
+    /// What networks compute with where that is not the masters themselves.
+    copy: Option<Params>,
     optimizer: AdamW,
     ema: Option<PowerEma>,
 }
 
 impl Learner {
-    /// Starts from these weights. `role` names its files in a checkpoint.
+    /// Starts from these weights, the masters, on the device. `role` names its files in a checkpoint.
     ///
     /// # Errors
-    /// If the optimiser's settings are refused.
+    /// If the optimiser's settings are refused, or a GPU has no memory for them.
     pub fn new(
         role: &'static str,
         params: Params,
+        compute: Compute,
         optimizer: AdamWConfig,
         average: Option<PowerProfile>,
     ) -> Result<Self> {
         let names: Vec<String> = params.trained_specs().iter().map(|s| s.name.clone()).collect();
         let optimizer = AdamW::new(optimizer, &names, params.trained())?;
         let ema = average.map(|profile| PowerEma::new(profile, params.trained()));
-        Ok(Learner { role, names, params, optimizer, ema })
+        let mut learner = Learner { role, names, compute, params, copy: None, optimizer, ema };
+        learner.refresh()?;
+        Ok(learner)
     }
 
-    /// The weights.
+    /// The weights that networks compute with.
     pub fn params(&self) -> &Params {
-        &self.params
+        self.copy.as_ref().unwrap_or(&self.params)
     }
 
-    /// The averaged weights (of adapters, A and B each), or the weights themselves where none are kept.
+    /// Copies the masters for networks to compute with, where those do not take the masters themselves.
+    fn refresh(&mut self) -> Result<()> {
+        self.copy = match self.compute.device {
+            Device::Cpu => None,
+            Device::Cuda(_) => Some(self.compute.weights(&self.params)?),
+        };
+        Ok(())
+    }
+
+    /// The averaged weights (of adapters, A and B each), or the masters themselves where none are kept.
     ///
     /// # Errors
     /// Never: the average has the network's shapes.
@@ -61,10 +79,13 @@ impl Learner {
     /// If the gradients are not this network's.
     pub fn update(&mut self, grads: Grads, k: u64, lr_scale: f64) -> Result<Step> {
         let grads = grads.into_tensors(&self.params);
+        // What stays wide is shared with the masters, which are written in place.
+        self.copy = None;
         let step = self.optimizer.step(self.params.trained_mut(), &grads, lr_scale)?;
         if let (Step::Taken(_), Some(ema)) = (&step, &mut self.ema) {
             ema.update(self.params.trained(), k)?;
         }
+        self.refresh()?;
         Ok(step)
     }
 
@@ -93,6 +114,7 @@ impl Learner {
         };
         let tensors = unpack(file(self.role.into())?, "", &self.names, self.params.trained())?;
         self.params = self.params.with_trained(tensors)?;
+        self.refresh()?;
         self.optimizer.import(file(format!("optim_{}", self.role))?)?;
         match &mut self.ema {
             Some(ema) => ema.import(file(format!("{}_ema", self.role))?, &self.names),

@@ -21,6 +21,7 @@
 
 pub mod check_jvp;
 pub mod checkpoint;
+pub mod compute;
 pub mod configuration;
 pub mod digest;
 pub mod distiller;

@@ -2,6 +2,7 @@
 //!
 //! Source: Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2; rCM, Table 4, and its reference code for the published settings.
 
+use fewstep_tensor::cuda::memory::{Kind, counted_as};
 use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::math::Real;
 use fewstep_tensor::{PARALLEL_MIN, Tensor, arith, dispatch_float};
@@ -150,7 +151,8 @@ impl AdamW {
     pub fn new(config: AdamWConfig, names: &[String], params: &[Tensor]) -> Result<Self> {
         config.validate()?;
         check_names(names, params.len())?;
-        let zeros = || params.iter().map(|p| Tensor::zeros(p.shape(), p.dtype(), p.device())).collect();
+        let zero = |p: &Tensor| Tensor::zeros(p.shape(), p.dtype(), p.device());
+        let zeros = || counted_as(Kind::Optimizer, || params.iter().map(zero).collect());
         let exp_avg = if config.betas[0] == 0.0 { Vec::new() } else { zeros() };
         Ok(AdamW { names: names.to_vec(), taken: 0, exp_avg, exp_avg_sq: zeros(), config })
     }

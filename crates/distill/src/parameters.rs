@@ -4,22 +4,23 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use fewstep_tensor::Tensor;
+use fewstep_tensor::{Device, Tensor};
 use fewstep_tensor::file::TensorFile;
 
 use crate::{Error, Result};
 
-/// The tensors under `prefix` + name; the elements are shared, not copied.
+/// The tensors under `prefix` + name, on the host; the elements of those that are there are shared, not copied.
 ///
 /// # Errors
 /// If the lists have different lengths or a name comes twice.
 pub fn pack(prefix: &str, names: &[String], tensors: &[Tensor]) -> Result<BTreeMap<String, Tensor>> {
     check_names(names, tensors.len())?;
-    Ok(names.iter().zip(tensors).map(|(n, t)| (format!("{prefix}{n}"), t.clone())).collect())
+    let on_host = |(n, t): (&String, &Tensor)| Ok((format!("{prefix}{n}"), t.to_device(Device::Cpu)?));
+    names.iter().zip(tensors).map(on_host).collect()
 }
 
 /// The tensors of a file whose names begin with `prefix`, in the order of `names`, each of the shape and dtype of its
-/// counterpart in `like`.
+/// counterpart in `like`, and on its device.
 ///
 /// # Errors
 /// If one is missing, differs in shape or dtype, or the file holds another under the prefix.
@@ -42,7 +43,7 @@ fn unpack_one(file: &TensorFile, name: &str, like: &Tensor) -> Result<Tensor> {
         Some(t) if t.shape() != like.shape() || t.dtype() != like.dtype() => {
             Err(Error::parameters(what(), describe(like), describe(t)))
         }
-        Some(t) => Ok(t.clone()),
+        Some(t) => Ok(t.to_device(like.device())?),
     }
 }
 

@@ -3,11 +3,12 @@
 use fewstep_diffusion::{Denoiser, Predictor, TimeDistribution, TrigTime, diffuse};
 use fewstep_ops::{Grads, Network, Params};
 use fewstep_tensor::random::{Purpose, Stream};
-use fewstep_tensor::{DType, Device, Tensor, arith};
+use fewstep_tensor::{DType, Tensor, arith};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
+use crate::compute::Compute;
 use crate::distiller::Values;
 use crate::ema::PowerProfile;
 use crate::examples::ExampleSource;
@@ -58,6 +59,7 @@ pub struct Teaching<'a, N> {
     config: TeachConfig,
     denoiser: &'a Denoiser<N>,
     source: &'a dyn ExampleSource,
+    compute: Compute,
     learner: Learner,
     ledger: NonFiniteLedger,
     iteration: u64,
@@ -67,18 +69,19 @@ impl<'a, N: Network> Teaching<'a, N> {
     /// Starts from these weights.
     ///
     /// # Errors
-    /// If a setting is refused.
+    /// If a setting is refused, or a GPU has no memory for the weights.
     pub fn new(
         config: TeachConfig,
         denoiser: &'a Denoiser<N>,
         source: &'a dyn ExampleSource,
         weights: Params,
+        compute: Compute,
     ) -> Result<Self> {
         config.validate()?;
         let average = Some(PowerProfile::new(config.ema)?);
-        let learner = Learner::new("teacher", weights, config.optimizer.clone(), average)?;
+        let learner = Learner::new("teacher", weights.to(compute.device, compute.dtype.wide())?, compute, config.optimizer.clone(), average)?;
         let ledger = NonFiniteLedger::new(config.run.non_finite_budget);
-        Ok(Teaching { config, denoiser, source, learner, ledger, iteration: 0 })
+        Ok(Teaching { config, denoiser, source, compute, learner, ledger, iteration: 0 })
     }
 
     /// Adds the gradient of one part of the batch, whose first sample has global index `first` in the iteration.
@@ -88,16 +91,17 @@ impl<'a, N: Network> Teaching<'a, N> {
         let samples = first..first + n as u64;
         let stream = |purpose| Stream::new(run.seed, purpose, self.iteration);
         let examples = self.source.examples(position, n)?;
-        let x_0 = examples.x_0.to_dtype(DType::F64);
+        let x_0 = self.compute.state(&examples.x_0)?;
         let dropped: Vec<bool> = samples
             .clone()
             .flat_map(|s| stream(Purpose::Dropout).uniform(s, 1))
             .map(|u| u < self.config.dropout)
             .collect();
         let conditions = examples.conditions.replaced(&self.source.unconditional(n)?, &dropped)?;
+        let conditions = self.compute.conditions(&conditions)?;
         let t = samples.map(|s| self.config.time.sample(&stream(Purpose::Time), s));
         let t = t.collect::<std::result::Result<Vec<TrigTime>, _>>()?;
-        let eps: Tensor = arith::normal(&stream(Purpose::Noise), first, x_0.shape(), DType::F64, Device::Cpu)?;
+        let eps: Tensor = arith::normal(&stream(Purpose::Noise), first, x_0.shape(), DType::F64, x_0.device())?;
         let x_t = diffuse(&x_0, &eps, &t)?;
         let predictor = Predictor { denoiser: self.denoiser, params: self.learner.params() };
         let tape = predictor.velocity_tape(&x_t, &t, &conditions, run.recompute.into())?;

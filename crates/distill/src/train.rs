@@ -1,9 +1,9 @@
 //! What of a network is trained: all its weights, or low-rank adapters of some.
 
 use fewstep_ops::{ParamId, ParamSpec, Params};
-use fewstep_tensor::DType;
 use serde::{Deserialize, Serialize};
 
+use crate::compute::Compute;
 use crate::{Error, Result};
 
 /// The target that stands for every linear layer.
@@ -60,18 +60,19 @@ impl Train {
         }
     }
 
-    /// The weights from which student and fake score start: those of the teacher in the compute dtype, or the teacher's own,
-    /// shared and in their own dtype, with adapters in the compute dtype.
+    /// The weights from which student and fake score start, on the device: those of the teacher in the masters' dtype, f32, or
+    /// the teacher's own, shared and in their own dtype, with adapters in the masters' dtype. (f64 where proofs compute so.)
     ///
     /// # Errors
-    /// If a setting is refused, or a target is no linear layer of the network (the message lists them).
-    pub fn start(&self, teacher: &Params, compute: DType) -> Result<Params> {
+    /// If a setting is refused, a target is no linear layer of the network (the message lists them), or a GPU has no memory.
+    pub fn start(&self, teacher: &Params, compute: Compute) -> Result<Params> {
         self.validate()?;
+        let masters = compute.dtype.wide();
         match self {
-            Train::Full => Ok(teacher.to_dtype(compute)),
+            Train::Full => Ok(teacher.to(compute.device, masters)?),
             Train::Lora(lora) => {
                 let targets = lora.targets(teacher.specs())?;
-                Ok(teacher.adapted(&targets, lora.rank, lora.scale(), lora.seed, compute)?)
+                Ok(compute.weights(teacher)?.adapted(&targets, lora.rank, lora.scale(), lora.seed, masters)?)
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Training by low-rank adapters: where it starts, what it differentiates, what it saves.
 
 use fewstep_diffusion::{Denoiser, Predictor, TrigTime, Wrapper};
+use fewstep_distill::compute::Compute;
 use fewstep_distill::check_jvp::{Precision, check_jvp};
 use fewstep_distill::train::{Lora, Train};
 use fewstep_nn::wan::{Wan, WanConfig};
@@ -49,7 +50,7 @@ fn lora(targets: &[&str]) -> Train {
 
 /// Adapters whose B is not zero any more.
 fn trained(base: &Params, targets: &[&str], dtype: DType) -> Params {
-    let start = lora(targets).start(base, dtype).unwrap();
+    let start = lora(targets).start(base, Compute { device: Device::Cpu, dtype }).unwrap();
     let moved = start.trained().iter().enumerate().map(|(i, t)| normal(5, i as u64, t.shape(), 0.2, dtype)).collect();
     start.with_trained(moved).unwrap()
 }
@@ -88,7 +89,7 @@ fn at_the_start_the_student_is_the_teacher_bit_for_bit_in_every_mode() {
     let d = denoiser();
     for dtype in [DType::F32, DType::F64] {
         let (teacher, i) = (weights(&d, dtype), input(dtype));
-        let student = lora(&["*"]).start(&teacher, dtype).unwrap();
+        let student = lora(&["*"]).start(&teacher, Compute { device: Device::Cpu, dtype }).unwrap();
         assert_eq!(velocity(&d, &student, &i).to_vec_f64(), velocity(&d, &teacher, &i).to_vec_f64());
         let jvp = |params| {
             let p = Predictor { denoiser: &d, params };
@@ -182,7 +183,7 @@ fn a_target_that_names_no_layer_is_refused_with_the_names_that_do() {
     let d = denoiser();
     let base = weights(&d, DType::F32);
     for target in ["self_attn.qq", "attn.q", "norm_q", ""] {
-        let e = lora(&["ffn.0", target]).start(&base, DType::F32).unwrap_err().to_string();
+        let e = lora(&["ffn.0", target]).start(&base, Compute::on(Device::Cpu)).unwrap_err().to_string();
         assert!(e.contains("self_attn.q, ") && e.contains("ffn.2") && e.contains(&format!("'{target}'")), "{e}");
     }
     let refused = |change: &dyn Fn(&mut Lora)| {

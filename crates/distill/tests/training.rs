@@ -5,6 +5,7 @@ use std::path::Path;
 
 use fewstep_diffusion::{Denoiser, Guidance, Shift, TimeDistribution, Wrapper};
 use fewstep_distill::checkpoint::SavedCheckpoint;
+use fewstep_distill::compute::Compute;
 use fewstep_distill::configuration::Configuration;
 use fewstep_distill::distiller::{DistillConfig, Distiller, TeacherReference};
 use fewstep_distill::examples::{ExampleSource, Examples};
@@ -149,7 +150,7 @@ fn train(
 
 fn distill(folder: &Path, start: Start, config: &DistillConfig, mut hooks: Quiet, source: &Noise) -> Result<Ending> {
     let d = denoiser();
-    let mut distiller = Distiller::new(config.clone(), &d, source, weights(&d), reference(), DType::F32)?;
+    let mut distiller = Distiller::new(config.clone(), &d, source, weights(&d), reference(), Compute::on(Device::Cpu))?;
     train(&mut distiller, folder, start, &mut hooks, config)
 }
 
@@ -229,7 +230,7 @@ fn a_resumed_distillation_of_adapters_is_the_uninterrupted_one_and_saves_them_al
 fn a_teacher_stored_in_bf16_gives_full_training_f32_masters_of_its_values() {
     let d = denoiser();
     let stored = weights(&d).to_dtype(DType::Bf16);
-    let distiller = Distiller::new(distill_config(1), &d, &CLEAN, stored.clone(), reference(), DType::F32).unwrap();
+    let distiller = Distiller::new(distill_config(1), &d, &CLEAN, stored.clone(), reference(), Compute::on(Device::Cpu)).unwrap();
     let student = distiller.sampling_weights().unwrap();
     assert!(student.tensors().iter().all(|t| t.dtype() == DType::F32));
     for (a, b) in student.tensors().iter().zip(stored.tensors()) {
@@ -250,7 +251,7 @@ fn a_resumed_teaching_is_the_uninterrupted_one_byte_for_byte() {
     };
     let teach = |folder: &Path, start, iterations| {
         let (d, config) = (denoiser(), config(iterations));
-        let mut teaching = Teaching::new(config.clone(), &d, &CLEAN, weights(&d)).unwrap();
+        let mut teaching = Teaching::new(config.clone(), &d, &CLEAN, weights(&d), Compute::on(Device::Cpu)).unwrap();
         train(&mut teaching, folder, start, &mut Quiet::default(), &config).unwrap();
     };
     let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
@@ -290,7 +291,7 @@ fn another_configuration_or_teacher_is_refused_on_resuming() {
     let d = denoiser();
     let foreign = TeacherReference { path: "other".into(), sha256: "1".into() };
     let config = distill_config(4);
-    let mut distiller = Distiller::new(config.clone(), &d, &CLEAN, weights(&d), foreign, DType::F32).unwrap();
+    let mut distiller = Distiller::new(config.clone(), &d, &CLEAN, weights(&d), foreign, Compute::on(Device::Cpu)).unwrap();
     let e = train(&mut distiller, dir.path(), Start::Resume, &mut Quiet::default(), &config).unwrap_err();
     assert!(e.to_string().contains("teacher"), "{e}");
     let e = distill(dir.path(), Start::Fresh, &distill_config(4), Quiet::default(), &CLEAN).unwrap_err();

@@ -11,8 +11,21 @@ pub struct Builder {
 impl Builder {
     /// Declares one parameter.
     pub fn param(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> ParamId {
-        self.specs.push(ParamSpec { name: name.into(), shape: shape.to_vec(), init });
+        self.specs.push(ParamSpec { name: name.into(), shape: shape.to_vec(), init, wide: false });
         ParamId(self.specs.len() - 1)
+    }
+
+    /// Declares parameters that stay wide where the network computes in less.
+    pub fn wide<R>(&mut self, declare: impl FnOnce(&mut Self) -> R) -> R {
+        let first = self.specs.len();
+        let declared = declare(self);
+        self.specs[first..].iter_mut().for_each(|spec| spec.wide = true);
+        declared
+    }
+
+    /// Declares one that stays wide.
+    pub fn wide_param(&mut self, name: impl Into<String>, shape: &[usize], init: Init) -> ParamId {
+        self.wide(|b| b.param(name, shape, init))
     }
 
     /// Declares `name.weight` [outputs, inputs] of variance 1/inputs and `name.bias` of zeros.
@@ -33,10 +46,10 @@ impl Builder {
         Projection { weight: self.param(format!("{name}.weight"), &[outputs, inputs], init), bias: None }
     }
 
-    /// Declares `name.weight` of ones and `name.bias` of zeros.
+    /// Declares `name.weight` of ones and `name.bias` of zeros, both wide.
     pub fn affine(&mut self, name: &str, dim: usize) -> Affine {
-        let weight = self.param(format!("{name}.weight"), &[dim], Init::Ones);
-        let bias = self.param(format!("{name}.bias"), &[dim], Init::Zeros);
+        let weight = self.wide_param(format!("{name}.weight"), &[dim], Init::Ones);
+        let bias = self.wide_param(format!("{name}.bias"), &[dim], Init::Zeros);
         Affine { weight, bias }
     }
 

@@ -319,11 +319,12 @@ fn inputs_that_do_not_fit_are_refused_by_name() {
 #[test]
 fn tables_are_the_published_ones() {
     use fewstep_ops::{Op, TimeEmbedding};
+    use fewstep_tensor::Device;
     let tables = read("wan_tables");
     let temb = tables.get("temb256").unwrap();
     let t = tables.get("t").unwrap().to_dtype(DType::F64);
     let dim = temb.last_dim();
-    let got = TimeEmbedding { dim, dtype: DType::F64 }.forward(&[&t]).unwrap().y;
+    let got = TimeEmbedding { dim, dtype: DType::F64, device: Device::Cpu }.forward(&[&t]).unwrap().y;
     assert_close("time embedding", &got, &temb.to_dtype(DType::F64), 1e-9);
 
     let json: serde_json::Value = serde_json::from_str(&tables.metadata["json"]).unwrap();

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use fewstep_tensor::cuda::{Factor, multiply};
 use fewstep_tensor::gemm::{Mat, MatMut, Threads, gemm};
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith, dispatch_float};
@@ -59,7 +60,7 @@ impl Adapters {
                 return Err(Error::input("adapters", "a matrix NAME.weight [O, I]", (&spec.name, &spec.shape)));
             };
             let spec =
-                |end, shape: [usize; 2], init| ParamSpec { name: format!("{name}{end}"), shape: shape.into(), init };
+                |end, shape: [usize; 2], init| ParamSpec { name: format!("{name}{end}"), shape: shape.into(), init, wide: false };
             of.insert(id.0, Adapter { a: ParamId(all.len()), b: ParamId(all.len() + 1), scale });
             all.extend([
                 spec(ENDS[0], [rank, inputs], Init::Normal(spread(inputs))),
@@ -97,9 +98,9 @@ impl Params {
         for (&id, pair) in targets.iter().zip(specs[self.specs().len()..].chunks(2)) {
             let (inputs, outputs) = (pair[0].shape[1], pair[1].shape[0]);
             let flat = [1, rank * inputs];
-            let draws = arith::normal(&stream, id.0 as u64, &flat, dtype, Device::Cpu)?;
+            let draws = arith::normal(&stream, id.0 as u64, &flat, dtype, self.device())?;
             tensors.push(arith::scale(&[spread(inputs)], &draws)?.reshape(&[rank, inputs])?);
-            tensors.push(Tensor::zeros(&[outputs, rank], dtype, Device::Cpu));
+            tensors.push(Tensor::zeros(&[outputs, rank], dtype, self.device()));
         }
         Params::new(&specs, tensors).map(|p| p.with_adapters(Arc::new(adapters)))
     }
@@ -131,6 +132,13 @@ fn spread(inputs: usize) -> f64 {
 fn merge(w: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
     let ([outputs, rank], [_, inputs]) = (b.dims::<2>()?, a.dims::<2>()?);
     let mut wide = w.to_dtype(a.dtype());
+    if let Device::Cuda(_) = w.device() {
+        let factor = |tensor| Factor { tensor, transposed: false };
+        let scaled = arith::scale(&vec![scale; outputs], b)?;
+        wide.make_unique()?;
+        multiply([outputs, inputs, rank], factor(&scaled), factor(a), None, &wide, true)?;
+        return Ok(wide.to_dtype(w.dtype()));
+    }
     dispatch_float!("adapters", a.dtype(), T => {
         let (a, b) = (Mat::new(a.as_slice::<T>()?, rank, inputs, inputs), Mat::new(b.as_slice::<T>()?, outputs, rank, rank));
         let out = MatMut::new(wide.make_mut::<T>()?, outputs, inputs, inputs);

@@ -1,4 +1,5 @@
-use fewstep_tensor::{DType, Tensor};
+use fewstep_tensor::cuda::memory::attributed_to;
+use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::{Adapter, Mode, Op, ParamId, Params, Result, Segment};
 
@@ -51,13 +52,17 @@ impl Mode for Forward<'_> {
         v.primal.dtype()
     }
 
+    fn device(&self, v: &Dual) -> Device {
+        v.primal.device()
+    }
+
     fn apply(&self, op: impl Op + 'static, inputs: &[&Dual]) -> Result<Dual> {
         let x: Vec<&Tensor> = inputs.iter().map(|d| &d.primal).collect();
         if inputs.iter().all(|d| d.tangent.is_none()) {
-            return Ok(self.constant(op.forward(&x)?.y));
+            return Ok(self.constant(attributed_to(op.name(), || op.forward(&x))?.y));
         }
         let x_dot: Vec<Option<&Tensor>> = inputs.iter().map(|d| d.tangent.as_ref()).collect();
-        op.jvp(&x, &x_dot)
+        attributed_to(op.name(), || op.jvp(&x, &x_dot))
     }
 
     fn segment(&self, segment: impl Segment, inputs: &[&Dual]) -> Result<Dual> {

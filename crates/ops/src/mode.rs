@@ -1,4 +1,4 @@
-use fewstep_tensor::{DType, Tensor};
+use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::{Adapter, Op, ParamId, Result};
 
@@ -39,6 +39,9 @@ pub trait Mode {
 
     /// The dtype of a value.
     fn dtype(&self, v: &Self::Value) -> DType;
+
+    /// Where a value is.
+    fn device(&self, v: &Self::Value) -> Device;
 }
 
 /// A part of a network that can be run again: one transformer block, the head, an embedder.

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use fewstep_tensor::{DType, Tensor};
+use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::{Mode, ParamSpec, Result};
 
@@ -23,6 +23,19 @@ impl Conditions {
             image: self.image.as_ref().map(|t| t.to_dtype(dtype)),
             latent: self.latent.as_ref().map(|t| t.to_dtype(dtype)),
         }
+    }
+
+    /// The conditions on a device, in a dtype.
+    ///
+    /// # Errors
+    /// If a GPU has no memory for them, or a copy fails.
+    pub fn to(&self, device: Device, dtype: DType) -> Result<Self> {
+        let moved = |t: &Tensor| t.to_dtype(dtype).to_device(device);
+        Ok(Conditions {
+            text: moved(&self.text)?,
+            image: self.image.as_ref().map(moved).transpose()?,
+            latent: self.latent.as_ref().map(moved).transpose()?,
+        })
     }
 
     /// The text of `other` for the marked samples, one's own for the rest.

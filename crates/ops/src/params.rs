@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use fewstep_tensor::cuda::memory;
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith};
 
@@ -30,6 +31,8 @@ pub struct ParamSpec {
     pub shape: Vec<usize>,
     /// The initial value.
     pub init: Init,
+    /// Whether it stays in f32 where the network computes in bf16: gains, modulation, the path of the time.
+    pub wide: bool,
 }
 
 /// The weights of one network. The network itself is structure alone, so student, teacher and average share it.
@@ -155,6 +158,29 @@ impl Params {
     /// The number of scalars.
     pub fn count(&self) -> usize {
         self.tensors.iter().map(Tensor::len).sum()
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> Device {
+        self.tensors.first().map_or(Device::Cpu, Tensor::device)
+    }
+
+    /// The weights as a network on a device computes with them: in `dtype`, but for those that stay wide. Shares what is as
+    /// it should be.
+    ///
+    /// # Errors
+    /// If a GPU has no memory for them, or a copy fails.
+    pub fn to(&self, device: Device, dtype: DType) -> Result<Self> {
+        let moved = |(t, spec): (&Tensor, &ParamSpec)| {
+            let dtype = if spec.wide { dtype.wide() } else { dtype };
+            // The narrower of the two crosses over to the device.
+            let first = if dtype.size() < t.dtype().size() { t.to_dtype(dtype) } else { t.clone() };
+            Ok(first.to_device(device)?.to_dtype(dtype))
+        };
+        let tensors = memory::counted_as(memory::Kind::Weights, || {
+            self.tensors.iter().zip(&*self.specs).map(moved).collect::<Result<_>>()
+        })?;
+        Ok(Params { specs: self.specs.clone(), tensors, adapters: self.adapters.clone() })
     }
 
     /// The same weights in another dtype.

@@ -1,6 +1,7 @@
 use std::cell::RefCell;
 
-use fewstep_tensor::{DType, Tensor};
+use fewstep_tensor::cuda::memory::attributed_to;
+use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::{Adapter, Mode, Op, Output, ParamId, Params, Result, Segment};
 
@@ -60,8 +61,12 @@ impl Mode for Plain<'_> {
         v.dtype()
     }
 
+    fn device(&self, v: &Tensor) -> Device {
+        v.device()
+    }
+
     fn apply(&self, op: impl Op + 'static, inputs: &[&Tensor]) -> Result<Tensor> {
-        let output = op.forward(inputs)?;
+        let output = attributed_to(op.name(), || op.forward(inputs))?;
         if let Some(record) = &self.record
             && op.memory().survives_recomputation()
         {

@@ -1,7 +1,8 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use fewstep_tensor::{DType, Tensor, arith};
+use fewstep_tensor::cuda::memory::{Kind, attributed_to, counted_as};
+use fewstep_tensor::{DType, Device, Tensor, arith};
 
 use crate::{Adapter, Error, Mode, Op, Output, ParamId, Params, Plain, Result, Saved, Segment};
 
@@ -77,6 +78,8 @@ impl Grads {
     }
 
     fn accumulate(&mut self, id: ParamId, g: Tensor) -> Result<()> {
+        // Of a weight that is added to activations the cotangent comes in their dtype.
+        let g = counted_as(Kind::Gradients, || g.to_dtype(g.dtype().wide()));
         accumulate(&mut self.tensors[id.0], g)
     }
 }
@@ -132,7 +135,7 @@ impl<'p> Reverse<'p> {
         {
             return Ok(output);
         }
-        op.forward(x)
+        attributed_to(op.name(), || op.forward(x))
     }
 
     /// Pulls the cotangent of `y` back through the tape: adds to `grads`, returns the inputs' cotangents.
@@ -161,7 +164,7 @@ impl<'p> Reverse<'p> {
                 Node::Boundary(outer) => accumulate(&mut bars[outer], bar)?,
                 Node::Op { op, inputs, saved } => {
                     let wanted: Vec<bool> = inputs.iter().map(Option::is_some).collect();
-                    let x_bar = op.vjp(&saved, &bar, &wanted)?;
+                    let x_bar = attributed_to(op.name(), || op.vjp(&saved, &bar, &wanted))?;
                     for (input, x_bar) in inputs.iter().zip(x_bar) {
                         if let (Some(i), Some(x_bar)) = (input, x_bar) {
                             accumulate(&mut bars[*i], x_bar)?;
@@ -225,6 +228,10 @@ impl Mode for Reverse<'_> {
 
     fn dtype(&self, v: &Var) -> DType {
         v.value.dtype()
+    }
+
+    fn device(&self, v: &Var) -> Device {
+        v.value.device()
     }
 
     fn apply(&self, op: impl Op + 'static, inputs: &[&Var]) -> Result<Var> {

@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use fewstep_tensor::{DType, Tensor};
+use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::{Adapter, Adapters, Cost, Memory, Meta, Mode, Op, ParamId, ParamSpec, Recompute, Result, Rule, Segment};
 pub use backward::GhostGrads;
@@ -346,5 +346,9 @@ impl Mode for Trace {
 
     fn dtype(&self, v: &Traced) -> DType {
         v.primal.meta.dtype
+    }
+
+    fn device(&self, _v: &Traced) -> Device {
+        Device::Cpu
     }
 }

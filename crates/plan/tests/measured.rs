@@ -2,6 +2,7 @@
 
 use fewstep_diffusion::{Denoiser, Guidance, Predictor, Shift, TimeDistribution, TrigTime, Wrapper};
 use fewstep_distill::Result;
+use fewstep_distill::compute::Compute;
 use fewstep_distill::distiller::{DistillConfig, Distiller, TeacherReference};
 use fewstep_distill::examples::{ExampleSource, Examples};
 use fewstep_distill::method::{Consistency, Dmd, Method, Scm, Simulation, Tangent};
@@ -103,7 +104,7 @@ fn measured_iterations(r: &Request, iterations: usize) -> f64 {
         ema: 0.1,
     };
     let reference = TeacherReference { path: "teacher".into(), sha256: "0".into() };
-    let mut distiller = Distiller::new(config, &denoiser, &source, teacher, reference, DType::F32).unwrap();
+    let mut distiller = Distiller::new(config, &denoiser, &source, teacher, reference, Compute::on(Device::Cpu)).unwrap();
     // Weights are shared with the teacher until the first update of each role.
     (0..2).for_each(|_| drop(distiller.step().unwrap()));
     reset_peak();

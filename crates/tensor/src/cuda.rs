@@ -310,11 +310,17 @@ const PER_THREAD: usize = 4;
 pub(crate) fn full(shape: &[usize], value: f64, dtype: DType, ordinal: usize) -> Result<Tensor> {
     let t = Tensor::empty(shape, dtype, Device::Cuda(ordinal))?;
     if value == 0.0 && value.is_sign_positive() {
-        t.cuda("full")?.0.buffer()?.zero()?;
+        zero(&t, 0, t.len())?;
         return Ok(t);
     }
     elementwise(&t, "fill")?.tensor(&t).size(t.len()).real(value).run()?;
     Ok(t)
+}
+
+/// Sets `len` elements from `start` to zero.
+pub(crate) fn zero(t: &Tensor, start: usize, len: usize) -> Result<()> {
+    let ((storage, offset), size) = (t.cuda("zero")?, t.dtype().size());
+    Ok(storage.buffer()?.zero((offset + start) * size, len * size)?)
 }
 
 /// A launch of an elementwise kernel over the elements of `t`.

@@ -216,6 +216,25 @@ impl Tensor {
         Ok(())
     }
 
+    /// Sets rows `start..start + len` of the leading axis to zero, in place where the tensor is not shared.
+    ///
+    /// # Errors
+    /// If the range leaves the axis, or there is none.
+    pub fn zero_rows(&mut self, start: usize, len: usize) -> Result<()> {
+        let row = self.narrow(start, len)?.len() / len.max(1);
+        let range = start * row..(start + len) * row;
+        match (self.device(), self.dtype) {
+            (Device::Cpu, DType::F32) => self.make_mut::<f32>()?[range].fill(0.0),
+            (Device::Cpu, DType::F64) => self.make_mut::<f64>()?[range].fill(0.0),
+            (Device::Cpu, DType::Bf16) => self.make_mut::<bf16>()?[range].fill(bf16::ZERO),
+            (Device::Cuda(_), _) => {
+                self.make_unique()?;
+                crate::cuda::zero(self, range.start, range.len())?;
+            }
+        }
+        Ok(())
+    }
+
     fn host_copy<T: Element>(&self) -> Result<Self> {
         let from = self.as_slice::<T>()?;
         Ok(Self::cpu_with(&self.shape, |o: &mut [T]| o.copy_from_slice(from)))

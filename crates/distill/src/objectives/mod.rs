@@ -62,9 +62,8 @@ fn non_finite_samples(tensors: &[&Tensor]) -> fewstep_tensor::Result<Vec<Exclude
 /// The tensor with whole samples set to zero: excluded before any arithmetic, so that no NaN reaches a gradient.
 fn without(x: &Tensor, samples: &[Excluded]) -> fewstep_tensor::Result<Tensor> {
     let mut x = x.clone();
-    let row = x.len() / x.shape().first().copied().unwrap_or(1).max(1);
     for e in samples {
-        x.make_mut::<f64>()?[e.sample * row..(e.sample + 1) * row].fill(0.0);
+        x.zero_rows(e.sample, 1)?;
     }
     Ok(x)
 }

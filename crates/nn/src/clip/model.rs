@@ -69,7 +69,7 @@ impl ClipVision {
         let patches = Rearrange::patchify(&video, [1, p, p], PatchOrder::ChannelsFirst)?;
         let x = m.apply(patches, &[&m.apply(Reshape { shape: video }, &[pixels])?])?;
         let x = m.apply(Linear { bias: false }, &[&x, &m.param(self.patch)?])?; // [B, L - 1, D]
-        let nothing = m.constant(Tensor::zeros(&[b, 1, d], m.dtype(&x), Device::Cpu));
+        let nothing = m.constant(Tensor::zeros(&[b, 1, d], m.dtype(&x), m.device(&x)));
         let class = m.apply(Add, &[&nothing, &m.param(self.class)?])?;
         let x = m.apply(Concat { axis: 1 }, &[&class, &x])?;
         let x = m.apply(Add, &[&x, &m.param(self.positions)?])?;

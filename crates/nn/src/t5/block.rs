@@ -19,7 +19,7 @@ pub(super) struct Norm {
 
 impl Norm {
     pub(super) fn declare(b: &mut Builder, name: &str, config: &T5Config) -> Self {
-        Norm { weight: b.param(format!("{name}.weight"), &[config.dim], Init::Ones), eps: config.eps }
+        Norm { weight: b.wide_param(format!("{name}.weight"), &[config.dim], Init::Ones), eps: config.eps }
     }
 
     pub(super) fn apply<M: Mode>(&self, m: &M, x: &M::Value) -> Result<M::Value> {
@@ -60,7 +60,7 @@ impl Block {
         let o = b.matrix(&format!("{p}.attn.o"), inner, c.dim);
         let own = (index == 0 || !c.shared_bias).then(|| {
             let name = format!("{p}.pos_embedding.embedding.weight");
-            Bias(b.param(name, &[c.buckets, c.heads], Init::Normal((c.buckets as f64).powf(-0.5))))
+            Bias(b.wide_param(name, &[c.buckets, c.heads], Init::Normal((c.buckets as f64).powf(-0.5))))
         });
         Block {
             index,

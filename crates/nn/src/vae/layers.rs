@@ -78,7 +78,7 @@ pub(super) struct Norm(ParamId);
 
 impl Norm {
     fn declare(b: &mut Builder, name: &str, channels: usize) -> Self {
-        Norm(b.param(format!("{name}.gamma"), &[channels], Init::Ones))
+        Norm(b.wide_param(format!("{name}.gamma"), &[channels], Init::Ones))
     }
 
     fn apply<M: Mode>(&self, m: &M, x: &M::Value) -> Result<M::Value> {

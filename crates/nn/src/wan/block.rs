@@ -51,21 +51,21 @@ impl Block {
             k: b.projection(&format!("{p}.{name}.k"), d, d),
             v: b.projection(&format!("{p}.{name}.v"), d, d),
             o: b.projection(&format!("{p}.{name}.o"), d, d),
-            norm_q: b.param(format!("{p}.{name}.norm_q.weight"), &[d], Init::Ones),
-            norm_k: b.param(format!("{p}.{name}.norm_k.weight"), &[d], Init::Ones),
+            norm_q: b.wide_param(format!("{p}.{name}.norm_q.weight"), &[d], Init::Ones),
+            norm_k: b.wide_param(format!("{p}.{name}.norm_k.weight"), &[d], Init::Ones),
         };
         Block {
             index,
             heads: config.heads,
             eps: config.eps,
-            modulation: b.param(format!("{p}.modulation"), &[1, 6, d], Init::Normal((d as f64).powf(-0.5))),
+            modulation: b.wide_param(format!("{p}.modulation"), &[1, 6, d], Init::Normal((d as f64).powf(-0.5))),
             self_attn: attention(b, "self_attn"),
             norm3: b.affine(&format!("{p}.norm3"), d),
             cross_attn: attention(b, "cross_attn"),
             image: config.image_dim.map(|_| ImageBranch {
                 k: b.projection(&format!("{p}.cross_attn.k_img"), d, d),
                 v: b.projection(&format!("{p}.cross_attn.v_img"), d, d),
-                norm_k: b.param(format!("{p}.cross_attn.norm_k_img.weight"), &[d], Init::Ones),
+                norm_k: b.wide_param(format!("{p}.cross_attn.norm_k_img.weight"), &[d], Init::Ones),
             }),
             ffn: [
                 b.projection(&format!("{p}.ffn.0"), d, config.ffn_dim),

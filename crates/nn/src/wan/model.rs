@@ -57,8 +57,8 @@ impl Wan {
         let (d, b) = (config.dim, &mut Builder::default());
         let patch = b.projection("patch_embedding", config.patch_features(config.in_channels), d);
         let text = [b.projection("text_embedding.0", config.text_dim, d), b.projection("text_embedding.2", d, d)];
-        let time = [b.projection("time_embedding.0", config.freq_dim, d), b.projection("time_embedding.2", d, d)];
-        let time_projection = b.projection("time_projection.1", d, 6 * d);
+        let time = b.wide(|b| [("0", config.freq_dim), ("2", d)].map(|(n, i)| b.projection(&format!("time_embedding.{n}"), i, d)));
+        let time_projection = b.wide(|b| b.projection("time_projection.1", d, 6 * d));
         let image = config.image_dim.map(|i| ImageEmbedding {
             norm_in: b.affine("img_emb.proj.0", i),
             hidden: b.projection("img_emb.proj.1", i, i),
@@ -68,7 +68,7 @@ impl Wan {
         });
         let blocks = (0..config.layers).map(|i| Block::declare(b, &config, i)).collect();
         let head = Head {
-            modulation: b.param("head.modulation", &[1, 2, d], Init::Normal((d as f64).powf(-0.5))),
+            modulation: b.wide_param("head.modulation", &[1, 2, d], Init::Normal((d as f64).powf(-0.5))),
             projection: b.projection_with("head.head", d, config.patch_features(config.out_channels), Init::Zeros),
             eps: config.eps,
         };
@@ -96,7 +96,7 @@ impl Wan {
 
     /// e `[B, D]` and e0 `[B, 6, D]`.
     fn embed_time<M: Mode>(&self, m: &M, t: &M::Value, like: &M::Value) -> Result<(M::Value, M::Value)> {
-        let sinusoid = TimeEmbedding { dim: self.config.freq_dim, dtype: m.dtype(like) };
+        let sinusoid = TimeEmbedding { dim: self.config.freq_dim, dtype: m.dtype(like).wide(), device: m.device(like) };
         let s = m.apply(sinusoid, &[t])?;
         let e = self.time[0].then(m, &s, Activation::Silu, &self.time[1])?;
         m.tap("e", &e);

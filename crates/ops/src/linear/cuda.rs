@@ -1,6 +1,7 @@
 //! Products by cuBLASLt, with the bias in its epilogue; sums over rows by kernels.
 
 use fewstep_tensor::Tensor;
+use fewstep_tensor::cuda::memory::{Kind, counted_as};
 use fewstep_tensor::cuda::{Factor, Launch, Source, multiply};
 
 use super::Extents;
@@ -45,7 +46,7 @@ pub(super) fn weight_bar(e: &Extents, y_bar: &Tensor, x: &Tensor) -> Result<Tens
     if e.rows == 0 {
         return Ok(Tensor::zeros(&shape, dtype, y_bar.device()));
     }
-    let w_bar = Tensor::empty(&shape, dtype, y_bar.device())?;
+    let w_bar = counted_as(Kind::Gradients, || Tensor::empty(&shape, dtype, y_bar.device()))?;
     multiply([e.outputs, e.inputs, e.rows], transposed(y_bar), plain(x), None, &w_bar, false)?;
     Ok(w_bar)
 }

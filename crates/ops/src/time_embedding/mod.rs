@@ -16,6 +16,8 @@ pub struct TimeEmbedding {
     pub dim: usize,
     /// The dtype of the embedding.
     pub dtype: DType,
+    /// Where the embedding is wanted. Times are few and stay on the host, where their sines are formed.
+    pub device: Device,
 }
 
 impl TimeEmbedding {
@@ -25,6 +27,14 @@ impl TimeEmbedding {
         }
         Ok(())
     }
+
+    fn placed(&self, y: Tensor) -> Result<Tensor> {
+        Ok(y.to_dtype(self.dtype).to_device(self.device)?)
+    }
+}
+
+fn host(t: &Tensor) -> Result<Tensor> {
+    Ok(t.to_device(Device::Cpu)?)
 }
 
 impl Op for TimeEmbedding {
@@ -34,13 +44,13 @@ impl Op for TimeEmbedding {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         self.check(x[0])?;
-        Ok(cpu::forward(x[0], self.dim)?.to_dtype(self.dtype).into())
+        Ok(self.placed(cpu::forward(&host(x[0])?, self.dim)?)?.into())
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
         let primal = self.forward(x)?.y;
-        let tangent = x_dot[0].map(|d| cpu::jvp(x[0], d, self.dim)).transpose()?;
-        Ok(Dual { primal, tangent: tangent.map(|t| t.to_dtype(self.dtype)) })
+        let tangent = |d: &Tensor| self.placed(cpu::jvp(&host(x[0])?, &host(d)?, self.dim)?);
+        Ok(Dual { primal, tangent: x_dot[0].map(tangent).transpose()? })
     }
 
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
@@ -51,7 +61,8 @@ impl Op for TimeEmbedding {
         if y_bar.shape() != [t.len(), self.dim] {
             return Err(Error::input("time_embedding", format!("a cotangent [B, {}]", self.dim), y_bar.shape()));
         }
-        Ok(vec![Some(cpu::vjp(t, y_bar, self.dim)?.to_dtype(t.dtype()))])
+        let t_bar = cpu::vjp(&host(t)?, &host(y_bar)?, self.dim)?.to_dtype(t.dtype());
+        Ok(vec![Some(t_bar.to_device(t.device())?)])
     }
 
     fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
@@ -67,13 +78,17 @@ impl Op for TimeEmbedding {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
     #[test]
     fn every_rule_holds_on_random_shapes() {
         for (seed, (b, dim)) in [(3, 8), (1, 2), (0, 4), (2, 256)].into_iter().enumerate() {
-            suite::check(&TimeEmbedding { dim, dtype: DType::F64 }, &[&[b]], seed as u64).unwrap();
+            for device in [Device::Cpu, EMULATED] {
+                suite::check(&TimeEmbedding { dim, dtype: DType::F64, device }, &[&[b]], seed as u64).unwrap();
+            }
         }
     }
 }

@@ -1,0 +1,50 @@
+//! Where networks compute, and in what.
+
+use fewstep_ops::{Conditions, Params};
+use fewstep_tensor::{DType, Device, Tensor};
+
+use crate::Result;
+
+/// A device, and the dtype of activations there: f32 on a CPU, bf16 on a GPU. f64 is for proofs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compute {
+    /// The device.
+    pub device: Device,
+    /// The dtype of activations, and of the weights of matrices.
+    pub dtype: DType,
+}
+
+impl Compute {
+    /// What serves on a device.
+    pub fn on(device: Device) -> Self {
+        let dtype = if device == Device::Cpu { DType::F32 } else { DType::Bf16 };
+        Compute { device, dtype }
+    }
+
+    /// Weights that are trained, or their average, as a network computes with them. A CPU computes with the masters.
+    ///
+    /// # Errors
+    /// If a GPU has no memory for them.
+    pub fn weights(&self, params: &Params) -> Result<Params> {
+        match self.device {
+            Device::Cpu => Ok(params.clone()),
+            Device::Cuda(_) => Ok(params.to(self.device, self.dtype)?),
+        }
+    }
+
+    /// Conditions as a network takes them.
+    ///
+    /// # Errors
+    /// If a GPU has no memory for them.
+    pub fn conditions(&self, conditions: &Conditions) -> Result<Conditions> {
+        Ok(conditions.to(self.device, self.dtype)?)
+    }
+
+    /// A state: f64, on the device.
+    ///
+    /// # Errors
+    /// If a GPU has no memory for it.
+    pub fn state(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.to_device(self.device)?.to_dtype(DType::F64))
+    }
+}
