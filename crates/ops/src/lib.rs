@@ -38,6 +38,7 @@ mod shape;
 pub mod suite;
 mod time_embedding;
 mod trace;
+mod units;
 mod upsample;
 
 pub use activation::Activation;

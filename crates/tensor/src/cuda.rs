@@ -74,6 +74,20 @@ impl Tensor {
     }
 }
 
+/// Numbers beside tensors that kernels read: sizes, indices, addresses.
+#[derive(Debug)]
+pub struct Table(Buffer);
+
+impl Table {
+    /// A copy of these on a GPU.
+    ///
+    /// # Errors
+    /// If the device is none, has no memory for them, or the copy fails.
+    pub fn new<T: bytemuck::NoUninit>(device: Device, numbers: &[T]) -> Result<Self> {
+        Ok(Table(Buffer::from_host(&gpu(device)?, bytemuck::cast_slice(numbers))?))
+    }
+}
+
 pub(crate) fn upload(t: &Tensor, ordinal: usize) -> Result<Tensor> {
     let storage = CudaStorage::new(ordinal, t.dtype(), t.len())?;
     storage.buffer()?.upload(0, &t.le_bytes())?;
@@ -193,6 +207,11 @@ impl<'a> Launch<'a> {
             Some(t) => self.tensor(t),
             None => self.with(|l| l.address(0)),
         }
+    }
+
+    /// A pointer to a table's first number.
+    pub fn table(self, table: &Table) -> Self {
+        self.with(|l| l.address(table.0.address()))
     }
 
     /// An `i64`.
