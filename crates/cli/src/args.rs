@@ -3,9 +3,13 @@
 mod export;
 mod released;
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use fewstep_tensor::Device;
+
 pub use export::{ExportArgs, FormatArg, LayoutArg, StorageArg};
 pub use released::{GridArg, ModelParts, SamplerArg, SamplingArgs};
 
@@ -55,11 +59,26 @@ pub enum Command {
 }
 
 /// Where computation happens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum DeviceArg {
-    /// The processor's cores
-    #[default]
-    Cpu,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceArg(pub Device);
+
+impl FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ordinal = text.strip_prefix("cuda:").map_or((text == "cuda").then_some(0), |n| n.parse().ok());
+        match (text, ordinal) {
+            ("cpu", _) => Ok(DeviceArg(Device::Cpu)),
+            (_, Some(ordinal)) => Ok(DeviceArg(Device::Cuda(ordinal))),
+            _ => Err("a device is cpu, cuda, or cuda:N for GPU N".into()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// Where a configuration comes from.
@@ -94,8 +113,8 @@ pub struct TrainArgs {
     /// Print the resolved configuration and stop
     #[arg(long)]
     pub dry_run: bool,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t)]
+    /// Where to compute: cpu, cuda, or cuda:N
+    #[arg(long, default_value_t)]
     pub device: DeviceArg,
 }
 
@@ -134,8 +153,8 @@ pub struct DemoArgs {
     /// A few iterations and clips: runs every part, shows nothing of quality
     #[arg(long)]
     pub quick: bool,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t)]
+    /// Where to compute: cpu, cuda, or cuda:N
+    #[arg(long, default_value_t)]
     pub device: DeviceArg,
 }
 
@@ -181,8 +200,8 @@ pub struct SampleArgs {
     /// Enlarge every pixel so many times (digits)
     #[arg(long, default_value_t = 8)]
     pub scale: usize,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t)]
+    /// Where to compute: cpu, cuda, or cuda:N
+    #[arg(long, default_value_t)]
     pub device: DeviceArg,
 }
 
@@ -232,8 +251,8 @@ pub struct DatasetBuildArgs {
     /// Folder of the shards
     #[arg(long, short)]
     pub output: PathBuf,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t)]
+    /// Where to compute: cpu, cuda, or cuda:N
+    #[arg(long, default_value_t)]
     pub device: DeviceArg,
 }
 
@@ -241,6 +260,9 @@ pub struct DatasetBuildArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "The caption of NAME.mp4 (or .png, .jpg, .webp, .gif) is the text of NAME.txt beside it.")]
 pub struct DatasetEncodeArgs {
+    /// Where to compute: cpu, cuda, or cuda:N
+    #[arg(long, default_value_t)]
+    pub device: DeviceArg,
     /// Folder of videos or images, each with a caption beside it
     #[arg(long, value_name = "DIR")]
     pub input: PathBuf,
@@ -301,8 +323,8 @@ pub struct EvaluateArgs {
     /// Print JSON lines instead of a table
     #[arg(long)]
     pub json: bool,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t)]
+    /// Where to compute: cpu, cuda, or cuda:N
+    #[arg(long, default_value_t)]
     pub device: DeviceArg,
 }
 
@@ -324,8 +346,8 @@ pub struct CheckJvpArgs {
     /// Seed of the input drawn for a model
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t)]
+    /// Where to compute: cpu, cuda, or cuda:N
+    #[arg(long, default_value_t)]
     pub device: DeviceArg,
 }
 
@@ -341,8 +363,8 @@ pub struct BenchArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t)]
+    /// Where to compute: cpu, cuda, or cuda:N
+    #[arg(long, default_value_t)]
     pub device: DeviceArg,
 }
 
@@ -392,6 +414,8 @@ pub enum DTypeArg {
     F32,
     /// Double precision
     F64,
+    /// bfloat16, on GPUs
+    Bf16,
 }
 
 /// Arguments of `apply`.
@@ -436,8 +460,8 @@ pub struct ApplyArgs {
     /// Patch extents (frames, height, width)
     #[arg(long, num_args = 3, default_values_t = [1, 2, 2], value_names = ["F", "H", "W"])]
     pub patch: Vec<usize>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t)]
+    /// Where to compute: cpu, cuda, or cuda:N
+    #[arg(long, default_value_t)]
     pub device: DeviceArg,
 }
 

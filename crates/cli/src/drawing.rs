@@ -2,7 +2,8 @@
 
 use fewstep_diffusion::{Draw, Expert, Experts, FewStepGrid, Guidance, Predictor, Schedule};
 use fewstep_nn::wan::Wan;
-use fewstep_tensor::{DType, Tensor};
+use fewstep_ops::Compute;
+use fewstep_tensor::{DType, Device};
 
 use crate::digits::{CLIP, conditions};
 use crate::error::Result;
@@ -17,18 +18,17 @@ const BATCH: usize = 32;
 /// # Errors
 /// If a prompt or the number of steps is refused, or the model gives values that are not finite.
 pub fn draw(
-    model: Predictor<'_, Wan>,
+    (model, compute): (Predictor<'_, Wan>, Compute),
     role: Role,
     prompts: &[String],
     seed: u64,
     mut done: impl FnMut(usize),
 ) -> Result<Vec<Vec<f32>>> {
     let mut clips = Vec::with_capacity(prompts.len());
-    let dtype = model.params.tensors().first().map_or(DType::F32, Tensor::dtype);
     for (i, part) in prompts.chunks(BATCH).enumerate() {
         let [c, f, h, w] = CLIP;
         let draw = Draw { seed, first: (i * BATCH) as u64, shape: &[part.len(), c, f, h, w] };
-        let text = conditions(part)?.to_dtype(dtype);
+        let text = compute.conditions(&conditions(part)?)?;
         let samples = match role {
             Role::Student(s) => {
                 let grid = few_step_grid(&s)?;
@@ -36,13 +36,13 @@ pub fn draw(
                 Experts::one(expert).generate_few_step(&grid, draw, &text, |_, _| {})?
             }
             Role::Teacher(t) => {
-                let empty = conditions(&vec![String::new(); part.len()])?.to_dtype(dtype);
+                let empty = compute.conditions(&conditions(&vec![String::new(); part.len()])?)?;
                 let schedule = schedule(&t)?;
                 let expert = Expert { predictor: model, guidance: t.guidance };
                 Experts::one(expert).generate((t.sampler, &schedule), draw, (&text, &empty), |_, _| {})?
             }
         };
-        let samples = samples.to_dtype(DType::F32);
+        let samples = samples.to_device(Device::Cpu)?.to_dtype(DType::F32);
         clips.extend(samples.as_slice::<f32>()?.chunks(c * f * h * w).map(<[f32]>::to_vec));
         done(part.len());
     }

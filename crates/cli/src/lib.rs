@@ -2,6 +2,7 @@
 //!
 //! - [`args`], [`commands`]: the command line, and a module for each command.
 //! - [`settings`], [`model`], [`digits`], [`drawing`]: what is configured, model files, the clips, drawing from a model.
+//! - [`device`]: the CPU or GPU that a command computes on.
 //! - [`error`]: what ends a command.
 //! - [`configuration`]: presets, files and overrides in layers, each value with its source, each mistake with its line.
 //! - [`report`]: a run as one HTML page that needs nothing but itself.
@@ -14,6 +15,7 @@
 pub mod args;
 pub mod commands;
 pub mod configuration;
+pub mod device;
 pub mod digits;
 pub mod drawing;
 pub mod error;

@@ -10,7 +10,7 @@ use fewstep_distill::digest;
 use fewstep_distill::distiller::TeacherReference;
 use fewstep_formats::read_weights;
 use fewstep_nn::wan::{Wan, WanConfig, WanLayout};
-use fewstep_ops::Params;
+use fewstep_ops::{Compute, Params};
 use fewstep_pipeline::{Parts, Transformer, locate};
 use fewstep_tensor::DType;
 use fewstep_tensor::file::TensorFile;
@@ -55,8 +55,10 @@ pub enum Role {
 pub struct Model {
     /// The network and its preconditioning.
     pub denoiser: Denoiser<Wan>,
-    /// The weights, in the compute dtype.
+    /// The weights, as the network computes with them.
     pub params: Params,
+    /// Where and in what it computes.
+    pub compute: Compute,
     /// What it is and how it is sampled.
     pub role: Role,
     /// Where it came from, with its hash.
@@ -68,9 +70,9 @@ impl Model {
     ///
     /// # Errors
     /// If it cannot be read, does not describe itself, or its weights are not those of its network.
-    pub fn load(source: &str, dtype: DType) -> Result<Self> {
+    pub fn load(source: &str, compute: Compute) -> Result<Self> {
         let (file, sha256, _) = read(source)?;
-        let model = Self::described(source, (&file, sha256), dtype)?;
+        let model = Self::described(source, (&file, sha256), compute)?;
         refuse_other_than_clips(source, model.network().config())?;
         Ok(model)
     }
@@ -80,12 +82,12 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::load`], or if the extents do not show.
-    pub fn load_teacher(source: &str, heads: Option<usize>, dtype: DType) -> Result<Self> {
+    pub fn load_teacher(source: &str, heads: Option<usize>, compute: Compute) -> Result<Self> {
         let (file, sha256, path) = read(source)?;
         if file.metadata.contains_key(DESCRIPTION_KEY) {
-            return Self::described(source, (&file, sha256), dtype);
+            return Self::described(source, (&file, sha256), compute);
         }
-        let Transformer { denoiser, params, .. } = Transformer::of_file(file, &path, heads, dtype)?;
+        let Transformer { denoiser, params, .. } = Transformer::of_file(file, &path, heads, compute.dtype.wide())?.on(compute)?;
         let reference = TeacherReference { path: source.into(), sha256 };
         let sampling = TeacherSampling {
             sampler: Sampler::UniPc,
@@ -94,10 +96,10 @@ impl Model {
             sigma_max: Sigma::new(5000.0)?,
             guidance: Guidance::new(5.0)?,
         };
-        Ok(Model { denoiser, params, role: Role::Teacher(sampling), reference })
+        Ok(Model { denoiser, params, compute, role: Role::Teacher(sampling), reference })
     }
 
-    fn described(source: &str, (file, sha256): (&TensorFile, String), dtype: DType) -> Result<Self> {
+    fn described(source: &str, (file, sha256): (&TensorFile, String), compute: Compute) -> Result<Self> {
         let path = PathBuf::from(source);
         let Description { network, role } = description(source, &file.metadata)?.ok_or_else(|| {
             Error::Argument(format!(
@@ -110,9 +112,9 @@ impl Model {
         }
         refuse_absurd(source, &network, file.tensors.len())?;
         let wan = Wan::new(network)?;
-        let params = wan.load_from(file, &path, dtype)?;
+        let params = compute.weights(&wan.load_from(file, &path, compute.dtype.wide())?)?;
         let reference = TeacherReference { path: source.into(), sha256 };
-        Ok(Model { denoiser: Denoiser::new(wan, Wrapper::Rf1000), params, role, reference })
+        Ok(Model { denoiser: Denoiser::new(wan, Wrapper::Rf1000), params, compute, role, reference })
     }
 
     /// Writes a model file of bf16 weights under the original names.

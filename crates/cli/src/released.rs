@@ -8,9 +8,9 @@ use fewstep_diffusion::{
 use fewstep_formats::read_weights;
 use fewstep_nn::vae::{Tile, VaeOptions};
 use fewstep_nn::wan::{Wan, WanConfig};
-use fewstep_ops::Conditions;
+use fewstep_ops::{Compute, Conditions};
 use fewstep_pipeline::{Autoencoder, Parts, Prompts, Transformer};
-use fewstep_tensor::{DType, Tensor};
+use fewstep_tensor::{DType, Device, Tensor};
 use fewstep_text::{EmbeddingCache, WAN_NEGATIVE_PROMPT};
 
 use crate::args::{ModelParts, SamplerArg, SamplingArgs};
@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::{Role, description, located, no_transformer};
 use crate::settings::{StudentSampling, TeacherSampling};
 
-/// What released models compute in on a CPU; their matrices stay as they are stored.
+/// What states and embeddings are in on the host, and what a CPU computes in; released matrices stay as they are stored.
 pub const COMPUTE: DType = DType::F32;
 /// τ at which Wan2.2's second network takes over: image to video, text to video.
 const BOUNDARIES: [f64; 2] = [0.9, 0.875];
@@ -51,6 +51,7 @@ pub struct Released {
     pub role: Role,
     guidance_2: Guidance,
     boundary: RfTime,
+    compute: Compute,
 }
 
 impl Released {
@@ -58,12 +59,18 @@ impl Released {
     ///
     /// # Errors
     /// If there is none, one is refused, or an argument cannot be.
-    pub fn load(model: &str, parts: &Parts, given: &ModelParts, sampling: &SamplingArgs) -> Result<Self> {
+    pub fn load(
+        model: &str,
+        parts: &Parts,
+        given: &ModelParts,
+        sampling: &SamplingArgs,
+        compute: Compute,
+    ) -> Result<Self> {
         let load = |path: &PathBuf| -> Result<(Transformer, Option<Role>)> {
             let file = read_weights(path)?;
             let own = description(model, &file.metadata)?;
             let heads = given.heads.or(own.as_ref().map(|d| d.network.heads));
-            Ok((Transformer::of_file(file, path, heads, COMPUTE)?, own.map(|d| d.role)))
+            Ok((Transformer::of_file(file, path, heads, COMPUTE)?.on(compute)?, own.map(|d| d.role)))
         };
         let (Some(first), second) = (parts.transformers.first(), parts.transformers.get(1)) else {
             return Err(no_transformer(model));
@@ -88,7 +95,12 @@ impl Released {
             (None, Role::Student(_)) => Guidance::NONE,
         };
         let boundary = RfTime::new(sampling.boundary.unwrap_or(default))?;
-        Ok(Released { first, second, role, guidance_2, boundary })
+        Ok(Released { first, second, role, guidance_2, boundary, compute })
+    }
+
+    /// Where and in what the networks compute.
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// The extents of the network, or of both.
@@ -129,6 +141,8 @@ impl Released {
         (conditions, unconditional): (&Conditions, &Conditions),
         mut step: impl FnMut(usize),
     ) -> Result<Tensor> {
+        let conditions = &self.compute.conditions(conditions)?;
+        let unconditional = &self.compute.conditions(unconditional)?;
         let sample = match self.role {
             Role::Student(s) => {
                 let grid = FewStepGrid::published(s.steps, s.sigma_max, s.grid)?;
@@ -140,7 +154,7 @@ impl Released {
                 experts.generate((t.sampler, &schedule), draw, (conditions, unconditional), |s, _| step(s.index))?
             }
         };
-        Ok(sample.to_dtype(COMPUTE))
+        Ok(sample.to_device(Device::Cpu)?.to_dtype(COMPUTE))
     }
 }
 
@@ -221,7 +235,7 @@ pub fn latent_shape(config: &WanConfig, frames: usize, [width, height]: [usize; 
 ///
 /// # Errors
 /// If the model has none, or it is refused.
-pub fn autoencoder(parts: &Parts, given: &ModelParts) -> Result<Autoencoder> {
+pub fn autoencoder(parts: &Parts, given: &ModelParts, compute: Compute) -> Result<Autoencoder> {
     let missing = || {
         Error::Argument(
             "the model's folder holds no autoencoder: give --base DIR of the released model, or --vae FILE; or write latents \
@@ -231,16 +245,16 @@ pub fn autoencoder(parts: &Parts, given: &ModelParts) -> Result<Autoencoder> {
     };
     let path = parts.vae.as_ref().ok_or_else(missing)?;
     let tile = given.vae_memory.map_or(Tile::default(), |mb| Tile::Auto { budget_bytes: mb.saturating_mul(1_000_000) });
-    Ok(Autoencoder::load(path, VaeOptions { tile }, COMPUTE)?)
+    Ok(Autoencoder::load(path, VaeOptions { tile }, compute)?)
 }
 
 /// The text encoder of a model, with the cache of embeddings.
 ///
 /// # Errors
 /// If a part is missing or refused, or the cache cannot be written.
-pub fn prompts(parts: &Parts, given: &ModelParts) -> Result<Prompts> {
+pub fn prompts(parts: &Parts, given: &ModelParts, compute: Compute) -> Result<Prompts> {
     let folder: Option<PathBuf> = if given.no_cache { None } else { EmbeddingCache::default_folder() };
-    Ok(Prompts::load(parts, folder.as_deref(), COMPUTE)?)
+    Ok(Prompts::load(parts, folder.as_deref(), compute)?)
 }
 
 /// The negative prompt: that of the release where none is given.

@@ -6,7 +6,7 @@ use fewstep_data::Split;
 use fewstep_distill::examples::{ExampleSource, Examples};
 use fewstep_nn::vae::VaeOptions;
 use fewstep_nn::wan::WanConfig;
-use fewstep_ops::{Conditions, Op, Slice};
+use fewstep_ops::{Compute, Conditions, Op, Slice};
 use fewstep_pipeline::Autoencoder;
 use fewstep_shards::{Example, Prefetcher, ReadOptions, ShardReader};
 use fewstep_tensor::{DType, Tensor};
@@ -25,7 +25,12 @@ const READ_AHEAD: usize = 16;
 ///
 /// # Errors
 /// If the examples do not suit the network or cannot be read.
-pub fn example_source(data: &DataSettings, teacher: &str, network: &WanConfig) -> Result<Box<dyn ExampleSource>> {
+pub fn example_source(
+    data: &DataSettings,
+    teacher: &str,
+    network: &WanConfig,
+    compute: Compute,
+) -> Result<Box<dyn ExampleSource>> {
     match data {
         DataSettings::Digits(digits) => {
             suits_clips(network).map_err(|(key, problem)| {
@@ -35,7 +40,7 @@ pub fn example_source(data: &DataSettings, teacher: &str, network: &WanConfig) -
             })?;
             Ok(Box::new(DigitsSource::new(Split::Train, digits.seed)?))
         }
-        DataSettings::Shards(shards) => Ok(Box::new(ShardsSource::open(shards, teacher, network)?)),
+        DataSettings::Shards(shards) => Ok(Box::new(ShardsSource::open(shards, teacher, network, compute)?)),
     }
 }
 
@@ -51,16 +56,16 @@ struct ShardsSource {
 }
 
 impl ShardsSource {
-    fn open(data: &ShardsData, teacher: &str, network: &WanConfig) -> Result<Self> {
+    fn open(data: &ShardsData, teacher: &str, network: &WanConfig, compute: Compute) -> Result<Self> {
         let reader = ShardReader::open(&data.path, ReadOptions { seed: data.seed, ..ReadOptions::default() })?;
-        let load = |path: &std::path::PathBuf| Autoencoder::load(path, VaeOptions::default(), COMPUTE);
+        let load = |path: &std::path::PathBuf| Autoencoder::load(path, VaeOptions::default(), compute);
         let source = ShardsSource {
             ahead: Mutex::new(Prefetcher::new(Arc::new(reader), 0, READ_AHEAD)?),
             latent_frames: data.latent_frames,
             channels: network.in_channels,
             text_dim: network.text_dim,
             autoencoder: data.reencode.as_ref().map(load).transpose()?,
-            negative: negative(data, teacher)?,
+            negative: negative(data, teacher, compute)?,
         };
         source.example(0)?;
         match source.negative.last_dim() == network.text_dim {
@@ -100,7 +105,7 @@ impl ShardsSource {
 }
 
 /// The embedding [S, D] of the negative prompt.
-fn negative(data: &ShardsData, teacher: &str) -> Result<Tensor> {
+fn negative(data: &ShardsData, teacher: &str, compute: Compute) -> Result<Tensor> {
     let prompt = match &data.negative {
         Negative::Stock => WAN_NEGATIVE_PROMPT,
         Negative::Prompt(prompt) => prompt,
@@ -122,7 +127,7 @@ fn negative(data: &ShardsData, teacher: &str) -> Result<Tensor> {
         ))
     };
     let parts = parts(teacher, &given).map_err(missing)?;
-    let encoded = prompts(&parts, &given).map_err(missing)?.embed(&[prompt.to_string()])?;
+    let encoded = prompts(&parts, &given, compute).map_err(missing)?.embed(&[prompt.to_string()])?;
     Ok(encoded.reshape(&encoded.shape()[1..])?)
 }
 

@@ -1,14 +1,13 @@
 //! Distillation: student and fake score trained in turns against a frozen teacher.
 
 use fewstep_diffusion::{Denoiser, Guidance, Predictor, TimeDistribution, TrigTime};
-use fewstep_ops::{Grads, Network, Params};
+use fewstep_ops::{Compute, Grads, Network, Params};
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Tensor, arith};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
-use crate::compute::Compute;
 use crate::ema::PowerProfile;
 use crate::examples::ExampleSource;
 use crate::learner::Learner;

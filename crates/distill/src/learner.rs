@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use fewstep_ops::{Grads, Params};
+use fewstep_ops::{Compute, Grads, Params};
 use fewstep_tensor::Device;
 use fewstep_tensor::file::TensorFile;
 
-use crate::compute::Compute;
 use crate::ema::{PowerEma, PowerProfile};
 use crate::optimizer::{AdamW, AdamWConfig, Step};
 use crate::parameters::{pack, unpack};

@@ -21,7 +21,6 @@
 
 pub mod check_jvp;
 pub mod checkpoint;
-pub mod compute;
 pub mod configuration;
 pub mod digest;
 pub mod distiller;

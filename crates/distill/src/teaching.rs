@@ -1,14 +1,13 @@
 //! Ordinary flow-matching training, which makes a teacher from data alone.
 
 use fewstep_diffusion::{Denoiser, Predictor, TimeDistribution, TrigTime, diffuse};
-use fewstep_ops::{Grads, Network, Params};
+use fewstep_ops::{Compute, Grads, Network, Params};
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Tensor, arith};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
-use crate::compute::Compute;
 use crate::distiller::Values;
 use crate::ema::PowerProfile;
 use crate::examples::ExampleSource;

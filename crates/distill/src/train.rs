@@ -1,9 +1,8 @@
 //! What of a network is trained: all its weights, or low-rank adapters of some.
 
-use fewstep_ops::{ParamId, ParamSpec, Params};
+use fewstep_ops::{Compute, ParamId, ParamSpec, Params};
 use serde::{Deserialize, Serialize};
 
-use crate::compute::Compute;
 use crate::{Error, Result};
 
 /// The target that stands for every linear layer.

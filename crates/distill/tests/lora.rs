@@ -1,11 +1,10 @@
 //! Training by low-rank adapters: where it starts, what it differentiates, what it saves.
 
 use fewstep_diffusion::{Denoiser, Predictor, TrigTime, Wrapper};
-use fewstep_distill::compute::Compute;
 use fewstep_distill::check_jvp::{Precision, check_jvp};
 use fewstep_distill::train::{Lora, Train};
 use fewstep_nn::wan::{Wan, WanConfig};
-use fewstep_ops::{Conditions, Grads, Network, ParamId, Params, Recompute};
+use fewstep_ops::{Compute, Conditions, Grads, Network, ParamId, Params, Recompute};
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith};
 

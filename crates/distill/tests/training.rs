@@ -5,7 +5,6 @@ use std::path::Path;
 
 use fewstep_diffusion::{Denoiser, Guidance, Shift, TimeDistribution, Wrapper};
 use fewstep_distill::checkpoint::SavedCheckpoint;
-use fewstep_distill::compute::Compute;
 use fewstep_distill::configuration::Configuration;
 use fewstep_distill::distiller::{DistillConfig, Distiller, TeacherReference};
 use fewstep_distill::examples::{ExampleSource, Examples};
@@ -18,7 +17,7 @@ use fewstep_distill::train::{Lora, Train};
 use fewstep_distill::training::{Ending, Hooks, Keep, LoopConfig, MAY_DIFFER, Training, run};
 use fewstep_distill::{Error, Result};
 use fewstep_nn::wan::{Wan, WanConfig};
-use fewstep_ops::{Conditions, Network, Params};
+use fewstep_ops::{Compute, Conditions, Network, Params};
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith};
 

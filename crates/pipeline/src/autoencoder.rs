@@ -5,7 +5,7 @@ use std::path::Path;
 
 use fewstep_formats::read_weights;
 use fewstep_nn::vae::{Step, VaeConfig, VaeOptions, WanVae};
-use fewstep_ops::Params;
+use fewstep_ops::{Compute, Params};
 use fewstep_tensor::{DType, Tensor};
 
 use crate::Result;
@@ -24,14 +24,14 @@ impl Autoencoder {
     /// Frames for a latent frame after the first.
     pub const FRAMES: usize = 4;
 
-    /// Reads the weights of any published layout, to compute in f32 or f64.
+    /// Reads the weights of any published layout, to compute on a device.
     ///
     /// # Errors
     /// If they cannot be read or are no Wan autoencoder's.
-    pub fn load(path: &Path, options: VaeOptions, dtype: DType) -> Result<Self> {
+    pub fn load(path: &Path, options: VaeOptions, compute: Compute) -> Result<Self> {
         let file = read_weights(path)?;
         let network = WanVae::new(VaeConfig::of_weights(&file)?)?;
-        let params = network.load_from(&file, path, dtype)?;
+        let params = compute.weights(&network.load_from(&file, path, compute.dtype.wide())?)?;
         Ok(Autoencoder { network, params, options })
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use fewstep_formats::read_weights;
 use fewstep_nn::clip::{ClipConfig, ClipVision};
 use fewstep_nn::vae::Step;
-use fewstep_ops::Params;
+use fewstep_ops::{Compute, Params};
 use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::{Autoencoder, Error, Result};
@@ -25,11 +25,11 @@ impl ImageConditioner {
     ///
     /// # Errors
     /// If its weights cannot be read or are no such encoder's.
-    pub fn load(image_encoder: Option<&Path>, dtype: DType) -> Result<Self> {
+    pub fn load(image_encoder: Option<&Path>, compute: Compute) -> Result<Self> {
         let read = |path: &Path| -> Result<(ClipVision, Params)> {
             let file = read_weights(path)?;
             let tower = ClipVision::new(ClipConfig::of_weights(&file, None)?)?;
-            let params = tower.load_from(&file, path, dtype)?;
+            let params = compute.weights(&tower.load_from(&file, path, compute.dtype.wide())?)?;
             Ok((tower, params))
         };
         Ok(ImageConditioner { tower: image_encoder.map(read).transpose()? })
@@ -40,7 +40,11 @@ impl ImageConditioner {
     /// # Errors
     /// If the images have other axes.
     pub fn tokens(&self, image: &Tensor) -> Result<Option<Tensor>> {
-        self.tower.as_ref().map(|(tower, params)| Ok(tower.encode(params, image)?)).transpose()
+        let encoded = self.tower.as_ref().map(|(tower, params)| -> Result<Tensor> {
+            let tokens = tower.encode(params, image)?;
+            Ok(tokens.to_device(Device::Cpu)?.to_dtype(tokens.dtype().wide()))
+        });
+        encoded.transpose()
     }
 
     /// The condition channels `[1, 20, 1 + k, H/8, W/8]`: the mask, 1 on the four channels of the first latent frame, and the

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use fewstep_tensor::{DType, Tensor};
+use fewstep_ops::Compute;
+use fewstep_tensor::Tensor;
 use fewstep_text::{EmbeddingCache, TextEncoder};
 
 use crate::{Error, Parts, Result};
@@ -19,7 +20,7 @@ impl Prompts {
     ///
     /// # Errors
     /// If a part is missing or refused, or the cache cannot be written.
-    pub fn load(parts: &Parts, cache: Option<&Path>, dtype: DType) -> Result<Self> {
+    pub fn load(parts: &Parts, cache: Option<&Path>, compute: Compute) -> Result<Self> {
         let need = |part: &Option<PathBuf>, what: &str, remedy: &str| {
             let place = parts.transformers.first().cloned().unwrap_or_default();
             let missing = || Error::Missing { place, what: what.into(), remedy: remedy.into() };
@@ -35,7 +36,7 @@ impl Prompts {
             "the model's folder holds no tokenizer",
             "give --tokenizer FILE: tokenizer.json or spiece.model of umt5-xxl",
         )?;
-        let encoder = TextEncoder::load(&weights, &tokenizer, dtype)?;
+        let encoder = TextEncoder::load(&weights, &tokenizer, compute)?;
         Ok(Prompts { encoder, cache: cache.map(EmbeddingCache::open).transpose()? })
     }
 

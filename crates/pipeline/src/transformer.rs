@@ -5,7 +5,7 @@ use std::path::Path;
 use fewstep_diffusion::{Denoiser, Predictor, Wrapper};
 use fewstep_nn::wan::{Wan, WanConfig};
 use fewstep_nn::weights::Policy;
-use fewstep_ops::Params;
+use fewstep_ops::{Compute, Params};
 use fewstep_tensor::DType;
 use fewstep_tensor::file::TensorFile;
 use fewstep_text::Identity;
@@ -53,6 +53,14 @@ impl Transformer {
             distilled_layout: file.tensors.iter().any(is_matrix),
             identity: Identity::of_weights(path)?,
         })
+    }
+
+    /// The network on a device. A CPU computes with the weights as they were read.
+    ///
+    /// # Errors
+    /// If a GPU has no memory for them.
+    pub fn on(self, compute: Compute) -> Result<Self> {
+        Ok(Transformer { params: compute.weights(&self.params)?, ..self })
     }
 
     /// The network as what answers for predictions.

@@ -2,7 +2,6 @@
 
 use fewstep_diffusion::{Denoiser, Guidance, Predictor, Shift, TimeDistribution, TrigTime, Wrapper};
 use fewstep_distill::Result;
-use fewstep_distill::compute::Compute;
 use fewstep_distill::distiller::{DistillConfig, Distiller, TeacherReference};
 use fewstep_distill::examples::{ExampleSource, Examples};
 use fewstep_distill::method::{Consistency, Dmd, Method, Scm, Simulation, Tangent};
@@ -10,7 +9,7 @@ use fewstep_distill::optimizer::AdamWConfig;
 use fewstep_distill::train::{Lora, Train};
 use fewstep_distill::training::{Keep, LoopConfig, Training};
 use fewstep_nn::wan::{Wan, WanConfig};
-use fewstep_ops::{Conditions, Grads, Network, Params, Recompute};
+use fewstep_ops::{Compute, Conditions, Grads, Network, Params, Recompute};
 use fewstep_plan::{Hardware, Latent, Request, Work, plan};
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith, memory, reset_peak};

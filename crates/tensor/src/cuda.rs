@@ -1,7 +1,7 @@
 //! Tensors on NVIDIA GPUs: their memory, copies, and kernels that take tensors.
 
-use fewstep_cuda::{Buffer, Element, Gpu, Operand, Product, TensorMap};
-pub use fewstep_cuda::{Source, memory};
+use fewstep_cuda::{Buffer, Element, Operand, Product, TensorMap};
+pub use fewstep_cuda::{Gpu, Source, Variant, cache_problem, compile_for, memory};
 
 use crate::{DType, Device, Error, Result, Tensor};
 
@@ -71,6 +71,20 @@ impl Tensor {
     /// Whether the first element lies at a multiple of so many bytes; of a tensor on a GPU.
     pub fn is_aligned(&self, bytes: u64) -> bool {
         self.address().is_ok_and(|a| a.is_multiple_of(bytes))
+    }
+}
+
+/// Numbers beside tensors that kernels read: sizes, indices, addresses.
+#[derive(Debug)]
+pub struct Table(Buffer);
+
+impl Table {
+    /// A copy of these on a GPU.
+    ///
+    /// # Errors
+    /// If the device is none, has no memory for them, or the copy fails.
+    pub fn new<T: bytemuck::NoUninit>(device: Device, numbers: &[T]) -> Result<Self> {
+        Ok(Table(Buffer::from_host(&gpu(device)?, bytemuck::cast_slice(numbers))?))
     }
 }
 
@@ -185,6 +199,11 @@ impl<'a> Launch<'a> {
         }
     }
 
+    /// A pointer to a table's first number.
+    pub fn table(self, table: &Table) -> Self {
+        self.with(|l| l.address(table.0.address()))
+    }
+
     /// An `i64`.
     pub fn size(self, size: usize) -> Self {
         self.with(|l| l.size(size))
@@ -276,15 +295,15 @@ pub fn multiply(
         a: operand(a)?,
         b: operand(b)?,
         c: c.address()?,
-        factors: element(factors),
-        result: element(c.dtype()),
+        factors: element_type(factors),
+        result: element_type(c.dtype()),
         accumulate,
         bias: bias.map(Tensor::address).transpose()?,
     };
     Ok(gpu(c.device())?.multiply(&product)?)
 }
 
-fn element(dtype: DType) -> Element {
+fn element_type(dtype: DType) -> Element {
     match dtype {
         DType::F32 => Element::F32,
         DType::F64 => Element::F64,

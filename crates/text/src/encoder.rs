@@ -3,7 +3,7 @@ use std::path::Path;
 use fewstep_formats::read_weights;
 use fewstep_nn::t5::{T5Config, T5Encoder};
 use fewstep_nn::weights::Policy;
-use fewstep_ops::Params;
+use fewstep_ops::{Compute, Params};
 use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::{CacheKey, EmbeddingCache, Error, Identity, Result, Tokenizer, clean};
@@ -30,24 +30,25 @@ pub struct TextEncoder {
     params: Params,
     identity: Identity,
     cleaning: Cleaning,
-    dtype: DType,
+    compute: Compute,
 }
 
 impl TextEncoder {
-    /// Reads weights of any published layout and a tokenizer, to compute in f32 or f64.
+    /// Reads weights of any published layout and a tokenizer, to compute on a device.
     ///
     /// Prompts for umT5 are cleaned as Wan does it; those for T5 are not, as in Cosmos.
     ///
     /// # Errors
     /// If a file cannot be read or is damaged, or the tokenizer has ids that the encoder does not embed.
-    pub fn load(weights: &Path, tokenizer: &Path, dtype: DType) -> Result<Self> {
+    pub fn load(weights: &Path, tokenizer: &Path, compute: Compute) -> Result<Self> {
         let tokenizer = Tokenizer::read(tokenizer)?;
         let file = read_weights(weights)?;
         let encoder = T5Encoder::new(T5Config::of_weights(&file)?)?;
         tokenizer.refuse_beyond(encoder.config().vocab)?;
-        let params = encoder.load_from(&file, weights, Policy::KeepMatrices(dtype))?;
+        let params = encoder.load_from(&file, weights, Policy::KeepMatrices(compute.dtype.wide()))?;
+        let params = compute.weights(&params)?;
         let cleaning = if encoder.config().shared_bias { Cleaning::Nothing } else { Cleaning::Published };
-        Ok(TextEncoder { tokenizer, encoder, params, identity: Identity::of_weights(weights)?, cleaning, dtype })
+        Ok(TextEncoder { tokenizer, encoder, params, identity: Identity::of_weights(weights)?, cleaning, compute })
     }
 
     /// The encoder.
@@ -68,7 +69,17 @@ impl TextEncoder {
         let texts = self.texts(prompts)?;
         let ids = texts.iter().map(|t| self.tokenizer.ids(t, MAX_TOKENS)).collect::<Result<Vec<_>>>()?;
         let sequences: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-        Ok(self.encoder.encode(&self.params, &sequences, MAX_TOKENS, self.dtype)?)
+        self.on_host(&sequences, MAX_TOKENS)
+    }
+
+    /// The dtype of embeddings, whatever they were computed in.
+    fn dtype(&self) -> DType {
+        self.compute.dtype.wide()
+    }
+
+    fn on_host(&self, sequences: &[&[u32]], len: usize) -> Result<Tensor> {
+        let computed = self.encoder.encode(&self.params, sequences, len, self.compute.dtype)?;
+        Ok(computed.to_device(Device::Cpu)?.to_dtype(self.dtype()))
     }
 
     /// As [`TextEncoder::encode`], taking from a cache what is there and keeping there what is not.
@@ -79,23 +90,22 @@ impl TextEncoder {
         let d = self.encoder.config().dim;
         let mut rows = Vec::with_capacity(2 * prompts.len());
         for text in self.texts(prompts)? {
-            let key = CacheKey::new(&self.identity, self.tokenizer.digest(), &text, MAX_TOKENS, self.dtype);
-            let fits = |t: &Tensor| t.dtype() == self.dtype && t.last_dim() == d && t.shape()[0] <= MAX_TOKENS;
+            let key = CacheKey::new(&self.identity, self.tokenizer.digest(), &text, MAX_TOKENS, self.compute.dtype);
+            let fits = |t: &Tensor| t.dtype() == self.dtype() && t.last_dim() == d && t.shape()[0] <= MAX_TOKENS;
             let tokens = match cache.get(&key).filter(fits) {
                 Some(kept) => kept,
                 None => {
                     let ids = self.tokenizer.ids(&text, MAX_TOKENS)?;
-                    let computed = self.encoder.encode(&self.params, &[&ids], ids.len(), self.dtype)?;
-                    let computed = computed.reshape(&[ids.len(), d])?;
+                    let computed = self.on_host(&[&ids], ids.len())?.reshape(&[ids.len(), d])?;
                     cache.put(&key, &computed)?;
                     computed
                 }
             };
-            rows.push(Tensor::zeros(&[MAX_TOKENS - tokens.shape()[0], d], self.dtype, Device::Cpu));
+            rows.push(Tensor::zeros(&[MAX_TOKENS - tokens.shape()[0], d], self.dtype(), Device::Cpu));
             rows.insert(rows.len() - 1, tokens);
         }
         if rows.is_empty() {
-            return Ok(Tensor::zeros(&[0, MAX_TOKENS, d], self.dtype, Device::Cpu));
+            return Ok(Tensor::zeros(&[0, MAX_TOKENS, d], self.dtype(), Device::Cpu));
         }
         let all = Tensor::cat(&rows.iter().collect::<Vec<_>>())?;
         Ok(all.reshape(&[prompts.len(), MAX_TOKENS, d])?)

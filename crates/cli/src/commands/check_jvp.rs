@@ -4,11 +4,13 @@ use fewstep_data::Split;
 use fewstep_diffusion::{Denoiser, Predictor, Wrapper};
 use fewstep_distill::check_jvp::{JvpReport, Precision, check_jvp};
 use fewstep_distill::examples::ExampleSource;
+use fewstep_nn::wan::Wan;
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, arith};
 
 use super::apply::Bare;
 use crate::args::CheckJvpArgs;
+use crate::device;
 use crate::digits::DigitsSource;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -21,12 +23,17 @@ const PATCH: [usize; 3] = [1, 2, 2];
 ///
 /// # Errors
 /// If the model refuses the example.
-pub fn check_model(model: &Model, source: &dyn ExampleSource, seed: u64, precision: Precision) -> Result<JvpReport> {
+pub fn check_model(
+    model: Predictor<'_, Wan>,
+    source: &dyn ExampleSource,
+    seed: u64,
+    precision: Precision,
+) -> Result<JvpReport> {
     let examples = source.examples(0, 1)?;
     let stream = Stream::new(seed, Purpose::Check, 0);
     let noise = arith::normal(&stream, 0, examples.x_0.shape(), DType::F32, Device::Cpu)?;
     let x = arith::combine(&[(&[0.7], &examples.x_0), (&[0.7], &noise)])?;
-    Ok(check_jvp(model.predictor(), &x, &examples.conditions, precision)?)
+    Ok(check_jvp(model, &x, &examples.conditions, precision)?)
 }
 
 /// Runs the command.
@@ -34,14 +41,15 @@ pub fn check_model(model: &Model, source: &dyn ExampleSource, seed: u64, precisi
 /// # Errors
 /// If the model or its input refuses, or a tangent is wrong.
 pub fn run(args: &CheckJvpArgs) -> Result<()> {
-    let precision = Precision::of(DType::F32);
+    let compute = device::open(args.device)?;
+    let precision = Precision::of(compute.dtype);
     let report = match (&args.model, &args.weights, &args.inputs) {
         (Some(model), ..) => {
             let source = DigitsSource::new(Split::HeldOut, args.seed)?;
-            check_model(&Model::load(model, DType::F32)?, &source, args.seed, precision)?
+            check_model(Model::load(model, compute)?.predictor(), &source, args.seed, precision)?
         }
         (None, Some(weights), Some(inputs)) => {
-            let bare = Bare::read(weights, inputs, args.heads, PATCH, DType::F32)?;
+            let bare = Bare::read(weights, inputs, args.heads, PATCH, compute)?;
             let (x, conditions) = (bare.input("x")?, bare.conditions()?);
             let denoiser = Denoiser::new(bare.wan, Wrapper::Rf1000);
             check_jvp(Predictor { denoiser: &denoiser, params: &bare.params }, &x, &conditions, precision)?

@@ -15,6 +15,7 @@ use fewstep_text::{Identity, read_prompts};
 use serde_json::{Value, json};
 
 use crate::args::{DatasetArgs, DatasetBuildArgs, DatasetCommand, DatasetEncodeArgs, DatasetVerifyArgs};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::released::{Released, autoencoder, latent_shape, negative, parts, prompts};
@@ -72,11 +73,11 @@ fn build_from_teacher(args: &DatasetBuildArgs) -> Result<bool> {
         return Err(Error::Argument(format!("{}: no prompt in the file", args.prompts.display())));
     }
     let parts = parts(&args.model, &args.parts)?;
-    let model = Released::load(&args.model, &parts, &args.parts, &args.sampling)?;
+    let model = Released::load(&args.model, &parts, &args.parts, &args.sampling, device::open(args.device)?)?;
     if model.config().in_channels != model.config().out_channels {
         return Err(Error::Argument("shards are of text to video: give a text-to-video model".into()));
     }
-    let encoder = prompts(&parts, &args.parts)?;
+    let encoder = prompts(&parts, &args.parts, model.compute())?;
     let (frames, size) = (args.sampling.frames, args.sampling.size.unwrap_or(SIZE));
     let [c, f, h, w] = latent_shape(model.config(), frames, size)?;
     let negative = negative(&args.sampling);
@@ -161,7 +162,8 @@ fn encode(args: &DatasetEncodeArgs) -> Result<bool> {
         )));
     }
     let parts = parts(&args.model, &args.parts)?;
-    let (vae, encoder) = (autoencoder(&parts, &args.parts)?, prompts(&parts, &args.parts)?);
+    let compute = device::open(args.device)?;
+    let (vae, encoder) = (autoencoder(&parts, &args.parts, compute)?, prompts(&parts, &args.parts, compute)?);
     let [width, height] = args.size;
     let frames = if images > 0 { 1 } else { args.frames };
     let wanted = Wanted { width, height, frames, fps: args.fps };

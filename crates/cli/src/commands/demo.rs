@@ -6,7 +6,7 @@ use std::time::Instant;
 use fewstep_data::Caption;
 use fewstep_distill::metrics::{Record, read_metrics};
 use fewstep_media::Frames;
-use fewstep_tensor::DType;
+use fewstep_ops::Compute;
 
 use super::distill;
 use super::evaluate::{Judge, Row};
@@ -56,8 +56,9 @@ pub fn run(args: &DemoArgs) -> Result<bool> {
         return Ok(true);
     }
     let distilled = began.elapsed().as_secs_f64();
-    let teacher = Model::load(&resolved.value.teacher, DType::F32)?;
-    let student = Model::load(&run.join(MODEL_FILE).display().to_string(), DType::F32)?;
+    let compute = Compute::on(args.device.0);
+    let teacher = Model::load(&resolved.value.teacher, compute)?;
+    let student = Model::load(&run.join(MODEL_FILE).display().to_string(), compute)?;
     let samples = if args.quick { QUICK.1 } else { args.samples };
     let judge = Judge::new(samples, SEED)?;
     let measured = measure(&judge, &teacher, &student)?;
@@ -105,7 +106,7 @@ fn measure(judge: &Judge, teacher: &Model, student: &Model) -> Result<Vec<Measur
         };
         progress.note(&name);
         let row = judge.measure(model, role, SEED, |n| progress.advance(n as u64 * cost(&role)))?;
-        let clips = draw(model.predictor(), role, &prompts, SEED, |_| ())?;
+        let clips = draw((model.predictor(), model.compute), role, &prompts, SEED, |_| ())?;
         measured.push(Measured { name, row, clips });
     }
     Ok(measured)

@@ -1,15 +1,18 @@
 //! `fewstep distill`: a few-step student of a teacher.
 
+use fewstep_diffusion::Predictor;
 use fewstep_distill::check_jvp::Precision;
 use fewstep_distill::distiller::Distiller;
 use fewstep_distill::examples::ExampleSource;
 use fewstep_distill::training::Training;
-use fewstep_tensor::DType;
+use fewstep_ops::Compute;
+use fewstep_tensor::Device;
 
 use super::check_jvp::check_model;
 use super::teach::MODEL_FILE;
 use super::training::{Run, settings};
 use crate::args::DistillArgs;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::model::{Model, Role};
 use crate::settings::{DISTILL_PRESETS, DistillSettings};
@@ -17,8 +20,6 @@ use crate::source::example_source;
 use crate::status;
 use crate::terminal::print;
 
-/// What is computed in, and what is trained.
-const COMPUTE: DType = DType::F32;
 /// The adapters of a training by LoRA, beside the model into which they are merged.
 const ADAPTERS_FILE: &str = "adapters.safetensors";
 
@@ -32,11 +33,12 @@ pub fn run(args: &DistillArgs) -> Result<bool> {
         return print(&resolved).map(|()| false);
     }
     let s = &resolved.value;
-    let teacher = Model::load_teacher(&s.teacher, s.heads, COMPUTE)?;
+    let compute = device::open(args.train.device)?;
+    let teacher = Model::load_teacher(&s.teacher, s.heads, Compute::on(Device::Cpu))?;
     status!("Teacher", "{}: {} parameters", s.teacher, teacher.params.count());
-    let source = example_source(&s.data, &s.teacher, teacher.network().config())?;
+    let source = example_source(&s.data, &s.teacher, teacher.network().config(), compute)?;
     if s.distill.method.is_continuous() && !args.no_check {
-        check(&teacher, source.as_ref(), s.distill.run.seed)?;
+        check(&teacher, compute, source.as_ref(), s.distill.run.seed)?;
     }
     let mut distiller = Distiller::new(
         s.distill.clone(),
@@ -44,7 +46,7 @@ pub fn run(args: &DistillArgs) -> Result<bool> {
         source.as_ref(),
         teacher.params.clone(),
         teacher.reference.clone(),
-        COMPUTE,
+        compute,
     )?;
     let role = Role::Student(s.sampling);
     let run = Run::new("Distilling", "distill", &args.train, role);
@@ -64,8 +66,9 @@ pub fn run(args: &DistillArgs) -> Result<bool> {
 }
 
 /// Continuous-time consistency stands on the tangent: refuses to start where it is not the derivative.
-fn check(teacher: &Model, source: &dyn ExampleSource, seed: u64) -> Result<()> {
-    let report = check_model(teacher, source, seed, Precision::of(COMPUTE))?;
+fn check(teacher: &Model, compute: Compute, source: &dyn ExampleSource, seed: u64) -> Result<()> {
+    let params = compute.weights(&teacher.params)?;
+    let report = check_model(Predictor { denoiser: &teacher.denoiser, params: &params }, source, seed, Precision::of(compute.dtype))?;
     if report.ok() {
         status!("Checked", "forward-mode tangents are the network's derivatives at {} times", report.times());
         return Ok(());

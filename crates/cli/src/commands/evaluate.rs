@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use fewstep_data::{Caption, Digits, Split};
 use fewstep_evaluate::{Evaluator, Measures, Reference};
-use fewstep_tensor::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::args::EvaluateArgs;
+use crate::device;
 use crate::drawing::draw;
 use crate::error::{Error, Result};
 use crate::model::{Model, Role};
@@ -75,7 +75,7 @@ impl Judge {
     pub fn measure(&self, model: &Model, role: Role, seed: u64, done: impl FnMut(usize)) -> Result<Row> {
         let prompts: Vec<String> = self.captions.iter().map(Caption::to_string).collect();
         let began = Instant::now();
-        let clips = draw(model.predictor(), role, &prompts, seed, done)?;
+        let clips = draw((model.predictor(), model.compute), role, &prompts, seed, done)?;
         let seconds_per_clip = began.elapsed().as_secs_f64() / clips.len() as f64;
         let generated: Vec<_> = self.captions.iter().copied().zip(clips).collect();
         let measures = self.evaluator.evaluate(&generated, &self.reference)?;
@@ -92,7 +92,7 @@ impl Judge {
 /// # Errors
 /// If the model refuses.
 pub fn run(args: &EvaluateArgs) -> Result<()> {
-    let model = Model::load(&args.model, DType::F32)?;
+    let model = Model::load(&args.model, device::open(args.device)?)?;
     let mut roles: Vec<Role> = args.steps.iter().map(|&s| model.role.with_steps(s)).collect();
     if roles.is_empty() {
         roles.push(model.role);

@@ -10,6 +10,7 @@ use fewstep_tensor::{DType, Device};
 
 use super::training::{Run, settings};
 use crate::args::TrainArgs;
+use crate::device;
 use crate::digits::DigitsSource;
 use crate::error::Result;
 use crate::model::{Model, Role};
@@ -35,7 +36,8 @@ pub fn run(args: &TrainArgs) -> Result<bool> {
     status!("Network", "{} parameters", weights.count());
     let denoiser = Denoiser::new(wan, Wrapper::Rf1000);
     let source = DigitsSource::new(Split::Train, s.data.seed)?;
-    let mut teaching = Teaching::new(s.teach.clone(), &denoiser, &source, weights)?;
+    let compute = device::open(args.device)?;
+    let mut teaching = Teaching::new(s.teach.clone(), &denoiser, &source, weights, compute)?;
     let role = Role::Teacher(s.sampling);
     if !Run::new("Teaching", "teach", args, role).train(&mut teaching, &denoiser, &resolved)? {
         return Ok(true);

@@ -7,7 +7,7 @@ use fewstep_distill::run_folder::Start;
 use fewstep_distill::training::{Ending, Hooks, LoopConfig, Training};
 use fewstep_media::{Frames, Metadata, contact_sheet};
 use fewstep_nn::wan::Wan;
-use fewstep_ops::Params;
+use fewstep_ops::{Compute, Params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -57,12 +57,14 @@ pub struct Terminal<'a> {
     interrupted: Interrupted,
     denoiser: &'a Denoiser<Wan>,
     role: Role,
+    compute: Compute,
     curve: Option<f64>,
 }
 
 impl<'a> Terminal<'a> {
-    fn new(verb: &str, config: &LoopConfig, denoiser: &'a Denoiser<Wan>, role: Role, interrupted: Interrupted) -> Self {
-        Terminal { progress: Progress::new(verb, config.iterations), interrupted, denoiser, role, curve: None }
+    fn new(run: &Run<'_>, config: &LoopConfig, denoiser: &'a Denoiser<Wan>, interrupted: Interrupted) -> Self {
+        let progress = Progress::new(run.verb, config.iterations);
+        Terminal { progress, interrupted, denoiser, role: run.role, compute: run.compute, curve: None }
     }
 }
 
@@ -82,9 +84,10 @@ impl Hooks for Terminal<'_> {
             return Ok(Vec::new());
         }
         let prompts = PREVIEW_PROMPTS.map(String::from).to_vec();
-        let model = Predictor { denoiser: self.denoiser, params: weights };
+        let params = self.compute.weights(weights)?;
+        let model = Predictor { denoiser: self.denoiser, params: &params };
         let failed = |e: Error| fewstep_distill::Error::Examples(e.into());
-        let clips = draw(model, self.role, &prompts, 0, |_| ()).map_err(failed)?;
+        let clips = draw((model, self.compute), self.role, &prompts, 0, |_| ()).map_err(failed)?;
         let sheet = || -> Result<Vec<u8>> {
             let frames =
                 clips.iter().map(|c| Frames::from_pixels(c, CLIP)).collect::<std::result::Result<Vec<_>, _>>()?;
@@ -114,12 +117,14 @@ pub struct Run<'a> {
     pub resume: bool,
     /// How previews are drawn.
     pub role: Role,
+    /// Where.
+    pub compute: Compute,
 }
 
 impl<'a> Run<'a> {
     /// A training as the command line asks for it.
     pub fn new(verb: &'a str, table: &'a str, args: &'a TrainArgs, role: Role) -> Self {
-        Run { verb, table, output: &args.output, resume: args.resume, role }
+        Run { verb, table, output: &args.output, resume: args.resume, role, compute: Compute::on(args.device.0) }
     }
 
     /// Trains to the end, or until Ctrl-C; true if finished.
@@ -139,7 +144,7 @@ impl<'a> Run<'a> {
         let may_differ: Vec<String> = own.chain(["sampling".to_string()]).collect();
         let may_differ: Vec<&str> = may_differ.iter().map(String::as_str).collect();
         let configuration = fewstep_distill::configuration::Configuration::flatten(&settings.value, &may_differ)?;
-        let mut terminal = Terminal::new(self.verb, training.config(), denoiser, self.role, interrupted);
+        let mut terminal = Terminal::new(self, training.config(), denoiser, interrupted);
         let text = settings.to_string();
         let ending =
             fewstep_distill::training::run(training, self.output, start, (configuration, &text), &mut terminal)?;

@@ -22,8 +22,9 @@ use matmul::Multiplier;
 
 /// The first compute capability that has the instructions of the portable kernels.
 const OLDEST: (i32, i32) = (8, 0);
-/// Dynamic shared memory above this many bytes is asked for by an attribute of the kernel.
-const PLAIN_SHARED_BYTES: usize = 48 * 1024;
+/// Dynamic shared memory above this many bytes is asked for by an attribute of the kernel: of the 48 KiB that every kernel may
+/// have, its arrays of fixed size may take the rest.
+const PLAIN_SHARED_BYTES: usize = 16 * 1024;
 
 /// Handles of the driver, which any thread may use.
 #[derive(Debug)]

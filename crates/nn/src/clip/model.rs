@@ -3,7 +3,7 @@ use std::sync::Arc;
 use fewstep_ops::{
     Add, Concat, Error, Init, Linear, Mode, ParamId, ParamSpec, Params, PatchOrder, Plain, Rearrange, Reshape, Result,
 };
-use fewstep_tensor::{Device, Tensor};
+use fewstep_tensor::Tensor;
 
 use super::block::{Block, NORM};
 use super::{ClipConfig, preprocess};
@@ -80,13 +80,14 @@ impl ClipVision {
         Ok(x)
     }
 
-    /// Image tokens `[B, L, D]` for Wan2.1 image to video from images `[B, 3, H, W]` in [-1, 1], in the weights' dtype: Wan's
+    /// Image tokens `[B, L, D]` for Wan2.1 image to video from images `[B, 3, H, W]` in [-1, 1], in the weights' dtype and on their device: Wan's
     /// [`preprocess`], then [`Self::forward`].
     ///
     /// # Errors
     /// If the image has other axes, or the weights are not this tower's.
     pub fn encode(&self, params: &Params, image: &Tensor) -> Result<Tensor> {
         let pixels = preprocess(image, self.config.image)?.to_dtype(params.get(self.patch).dtype());
+        let pixels = pixels.to_device(params.device())?;
         self.forward(&Plain::new(params), &pixels)
     }
 }

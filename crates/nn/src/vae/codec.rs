@@ -250,10 +250,10 @@ impl WanVae {
         Ok(Plan::new(options.tile, [h, w], bytes)?)
     }
 
-    /// The input in the weights' dtype, if they are this network's.
+    /// The input on the host, as wide as the weights' dtype at least, if they are this network's.
     fn prepare(&self, params: &Params, x: &Tensor) -> Result<Tensor> {
         self.refuse_foreign(params)?;
-        Ok(x.to_dtype(dtype(params)))
+        Ok(x.to_device(Device::Cpu)?.to_dtype(dtype(params).wide()))
     }
 
     fn latent_extents(&self, latent: &Tensor) -> Result<[usize; 4]> {
@@ -278,10 +278,10 @@ impl WanVae {
             let mut canvas = Canvas::<T> { out: out.make_mut()?, shape, scaling: &job.scaling[1] };
             let mut done = 0;
             let [_, _, _, h, w] = job.input.dims()?;
-            let x = frame::<T>(job.input, chunk, [0, 0, h, w], &job.scaling[0])?;
+            let x = there(params, frame::<T>(job.input, chunk, [0, 0, h, w], &job.scaling[0])?)?;
             stream.push(&Plain::new(params), x, &mut |y| -> Result<()> {
                 done += 1;
-                canvas.put(done - 1, [0, 0], None, &y)
+                canvas.put(done - 1, [0, 0], None, &here(&y)?)
             })?;
             Ok(out)
         })
@@ -311,10 +311,10 @@ impl WanVae {
             let (mut stream, mut done) = (self.stream(job.half), 0);
             for chunk in 0..job.chunks {
                 for f in job.frames(chunk) {
-                    let x = frame::<T>(job.input, f, window, &job.scaling[0])?;
+                    let x = there(params, frame::<T>(job.input, f, window, &job.scaling[0])?)?;
                     stream.push(&m, x, &mut |y| -> Result<()> {
                         done += 1;
-                        canvas.put(done - 1, place, weights, &y)
+                        canvas.put(done - 1, place, weights, &here(&y)?)
                     })?;
                 }
                 report(observe, Step { chunk: chunk + 1, chunks: job.chunks, tile, tiles })?;
@@ -322,6 +322,16 @@ impl WanVae {
         }
         Ok(())
     }
+}
+
+/// A frame where the weights are, in their dtype.
+fn there(params: &Params, x: Tensor) -> Result<Tensor> {
+    Ok(x.to_dtype(dtype(params)).to_device(params.device())?)
+}
+
+/// A frame on the host, in the wide dtype.
+fn here(y: &Tensor) -> Result<Tensor> {
+    Ok(y.to_device(Device::Cpu)?.to_dtype(y.dtype().wide()))
 }
 
 fn report(observe: &mut Observer<'_>, step: Step) -> Result<()> {

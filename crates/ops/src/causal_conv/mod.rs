@@ -1,6 +1,7 @@
 //! One frame of a convolution that is causal in time.
 
 mod cpu;
+mod cuda;
 mod geometry;
 mod transpose;
 
@@ -64,7 +65,10 @@ impl Op for CausalConv {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let e = self.of(x)?;
-        dispatch_float!(NAME, x[0].dtype(), T => Ok(cpu::forward::<T>(&e, x)?.into()))
+        match x[0].device() {
+            Device::Cpu => dispatch_float!(NAME, x[0].dtype(), T => Ok(cpu::forward::<T>(&e, x)?.into())),
+            Device::Cuda(_) => Ok(cuda::forward(&e, x)?.into()),
+        }
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
@@ -73,7 +77,10 @@ impl Op for CausalConv {
         if x_dot.iter().all(Option::is_none) {
             return Ok(Dual { primal, tangent: None });
         }
-        let tangent = dispatch_float!(NAME, x[0].dtype(), T => cpu::tangent::<T>(&e, x, x_dot))?;
+        let tangent = match x[0].device() {
+            Device::Cpu => dispatch_float!(NAME, x[0].dtype(), T => cpu::tangent::<T>(&e, x, x_dot))?,
+            Device::Cuda(_) => cuda::tangent(&e, x, x_dot)?,
+        };
         Ok(Dual { primal, tangent: Some(tangent) })
     }
 
@@ -83,7 +90,10 @@ impl Op for CausalConv {
         if y_bar.shape() != e.output() {
             return Err(Error::input(NAME, format!("a cotangent {:?}", e.output()), y_bar.shape()));
         }
-        dispatch_float!(NAME, y_bar.dtype(), T => transpose::vjp::<T>(&e, saved, y_bar, wanted))
+        match y_bar.device() {
+            Device::Cpu => dispatch_float!(NAME, y_bar.dtype(), T => transpose::vjp::<T>(&e, saved, y_bar, wanted)),
+            Device::Cuda(_) => cuda::vjp(&e, saved, y_bar, wanted),
+        }
     }
 
     fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {

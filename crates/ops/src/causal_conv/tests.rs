@@ -1,3 +1,5 @@
+use fewstep_tensor::cuda::EMULATED;
+
 use super::*;
 use crate::suite;
 
@@ -26,6 +28,34 @@ fn every_rule_holds_for_strides_uneven_padding_and_small_kernels() {
     suite::check(&op(1, Padding::around(1)), &[&[2, 3, 3, 3], &[2], &[0, 4, 5, 3]], 6).unwrap();
     // Several panels a frame.
     suite::check(&op(1, Padding::around(1)), &[&[2, 1, 3, 3], &[2], &[1, 9, 500, 1]], 7).unwrap();
+}
+
+#[test]
+fn every_rule_holds_on_a_gpu() {
+    let down = Padding { top: 0, bottom: 1, left: 0, right: 1 };
+    let uneven = Padding { top: 2, bottom: 0, left: 1, right: 3 };
+    let cases: [(CausalConv, &[&[usize]]); 7] = [
+        (op(1, Padding::around(1)), &[&[4, 3, 3, 3, 3], &[4], &[2, 3, 4, 3], &[2, 3, 4, 3], &[2, 3, 4, 3]]),
+        (op(1, Padding::around(1)), &[&[2, 9, 3, 3, 3], &[2], &[1, 3, 4, 9]]),
+        (op(2, down), &[&[3, 2, 3, 3], &[3], &[1, 5, 7, 2]]),
+        (op(1, Padding::default()), &[&[4, 3, 3, 1, 1], &[4], &[1, 2, 3, 3], &[1, 2, 3, 3]]),
+        (op(3, uneven), &[&[2, 3, 2, 3, 1], &[2], &[1, 4, 5, 3], &[1, 4, 5, 3]]),
+        (op(1, Padding::around(1)), &[&[2, 3, 3, 3], &[2], &[0, 4, 5, 3]]),
+        (op(1, Padding::around(1)), &[&[67, 1, 3, 3], &[67], &[1, 9, 8, 1]]),
+    ];
+    for (seed, (op, shapes)) in cases.into_iter().enumerate() {
+        suite::check_on(EMULATED, &op, shapes, seed as u64).unwrap();
+        // Products accumulate in f32, and each result is rounded once, to half a unit of 8 bits.
+        suite::check_half(EMULATED, &op, (shapes, &[]), 2f64.powi(-8), seed as u64).unwrap();
+    }
+}
+
+#[test]
+fn tiles_of_tensor_cores_hold_every_rule_at_their_edges() {
+    for (outputs, seed) in [(33, 1), (72, 2), (128, 3)] {
+        let shapes: [&[usize]; 4] = [&[outputs, 16, 2, 3, 3], &[outputs], &[1, 11, 13, 16], &[1, 11, 13, 16]];
+        suite::check_half(EMULATED, &op(1, Padding::around(1)), (&shapes, &[]), 2f64.powi(-8), seed).unwrap();
+    }
 }
 
 /// The formula of the documentation, term by term.

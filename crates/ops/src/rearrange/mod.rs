@@ -1,6 +1,7 @@
 //! Permutations of axes after a split: patches to tokens and back.
 
 mod cpu;
+mod cuda;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
@@ -69,7 +70,12 @@ impl Rearrange {
         if x.len() != self.split.iter().product::<usize>() {
             return Err(Error::input("rearrange", format!("the elements of {:?}", self.split), x.shape()));
         }
-        dispatch_float!("rearrange", x.dtype(), T => cpu::permute::<T>(x, &self.split, &self.axes, &self.joined))
+        match x.device() {
+            Device::Cpu => {
+                dispatch_float!("rearrange", x.dtype(), T => cpu::permute::<T>(x, &self.split, &self.axes, &self.joined))
+            }
+            Device::Cuda(_) => cuda::permute(x, &self.split, &self.axes, &self.joined),
+        }
     }
 }
 
@@ -107,6 +113,8 @@ impl Op for Rearrange {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
@@ -118,9 +126,22 @@ mod tests {
             let back = Rearrange::unpatchify(&video, [1, 2, 3], order).unwrap();
             suite::check(&there, &[&video], 1).unwrap();
             suite::check(&back, &[&[2, 8, 18]], 2).unwrap();
+            suite::check_on(EMULATED, &there, &[&video], 1).unwrap();
+            suite::check_on(EMULATED, &back, &[&[2, 8, 18]], 2).unwrap();
             let x = suite::draw(3, 0, &[&video]).unwrap().remove(0);
             let same = back.run(&there.run(&x).unwrap()).unwrap();
             assert_eq!(same.to_vec_f64(), x.to_vec_f64());
+        }
+    }
+
+    #[test]
+    fn elements_in_units_of_every_width_find_their_places_on_a_gpu() {
+        for (video, patch) in [([1, 3, 1, 4, 8], [1, 1, 8]), ([2, 16, 3, 4, 4], [1, 2, 2]), ([1, 2, 2, 3, 5], [2, 3, 5])] {
+            for order in [PatchOrder::ChannelsFirst, PatchOrder::ChannelsLast] {
+                let op = Rearrange::patchify(&video, patch, order).unwrap();
+                suite::check_half(EMULATED, &op, (&[&video], &[]), 0.0, 3).unwrap();
+                suite::check_on(EMULATED, &op, &[&video], 4).unwrap();
+            }
         }
     }
 

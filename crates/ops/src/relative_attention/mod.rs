@@ -1,6 +1,7 @@
 //! Self-attention of encoders with a learned bias by relative position.
 
 mod cpu;
+mod cuda;
 mod softmax;
 
 use std::sync::Arc;
@@ -82,6 +83,13 @@ impl RelativeAttention {
             _ => Err(Error::input(NAME, "q, k, v and bias", x.len())),
         }
     }
+
+    fn dual(&self, e: &Extents, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
+        match x[0].device() {
+            Device::Cpu => dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(e, &self.spans, x, x_dot)),
+            Device::Cuda(_) => cuda::jvp(e, &self.spans, x, x_dot),
+        }
+    }
 }
 
 impl Op for RelativeAttention {
@@ -91,12 +99,11 @@ impl Op for RelativeAttention {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let e = self.of(x)?;
-        dispatch_float!(NAME, x[0].dtype(), T => Ok(cpu::jvp::<T>(&e, &self.spans, x, &[None; 4])?.primal.into()))
+        Ok(self.dual(&e, x, &[None; 4])?.primal.into())
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
-        let e = self.of(x)?;
-        dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(&e, &self.spans, x, x_dot))
+        self.dual(&self.of(x)?, x, x_dot)
     }
 
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
@@ -105,7 +112,10 @@ impl Op for RelativeAttention {
             return Err(Error::input(NAME, format!("a cotangent {:?}", [e.t, e.n * e.v]), y_bar.shape()));
         }
         let x = [saved.input(0)?, saved.input(1)?, saved.input(2)?, saved.input(3)?];
-        dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&e, &self.spans, x, y_bar, wanted))
+        match y_bar.device() {
+            Device::Cpu => dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&e, &self.spans, x, y_bar, wanted)),
+            Device::Cuda(_) => cuda::vjp(&e, &self.spans, x, y_bar, wanted),
+        }
     }
 
     fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {

@@ -1,3 +1,4 @@
+use fewstep_tensor::cuda::EMULATED;
 use fewstep_tensor::{DType, arith};
 
 use super::*;
@@ -23,6 +24,27 @@ fn every_rule_holds_over_sequences_with_and_without_padding() {
         let t = spans.iter().map(|s| s[0]).sum();
         suite::check(&op(n, spans), &[&[t, n * k], &[t, n * k], &[t, n * v], &[r, n]], seed as u64).unwrap();
     }
+}
+
+#[test]
+fn every_rule_holds_on_a_gpu() {
+    let cases = [
+        (1, 1, 1, 1, &[[1, 1]][..]),
+        (2, 3, 4, 11, &[[5, 5], [6, 2]]),
+        (2, 2, 0, 7, &[[3, 2]]),
+        (1, 4, 3, 9, &[]),
+        (2, 3, 3, 9, &[[3, 0], [2, 2]]),
+        (1, 5, 34, 77, &[[0, 0], [35, 33], [2, 1]]),
+    ];
+    for (seed, (n, k, v, r, spans)) in cases.into_iter().enumerate() {
+        let t = spans.iter().map(|s| s[0]).sum();
+        let shapes: [&[usize]; 4] = [&[t, n * k], &[t, n * k], &[t, n * v], &[r, n]];
+        suite::check_on(EMULATED, &op(n, spans), &shapes, seed as u64).unwrap();
+        // Scores and probabilities are f32: each result is rounded once, to half a unit of 8 bits.
+        suite::check_half(EMULATED, &op(n, spans), (&shapes, &[]), 2f64.powi(-8), seed as u64).unwrap();
+    }
+    let wide: [&[usize]; 4] = [&[35, 66], &[35, 66], &[35, 66], &[71, 2]];
+    suite::check_half(EMULATED, &op(2, &[[33, 32], [2, 2]]), (&wide, &[]), 2f64.powi(-8), 6).unwrap();
 }
 
 /// The definition, term by term.

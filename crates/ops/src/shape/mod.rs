@@ -1,6 +1,7 @@
 //! Parts and wholes: slices, concatenations and reshapes.
 
 mod cpu;
+pub(crate) mod cuda;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
@@ -45,7 +46,10 @@ impl Slice {
         }
         let mut shape = x.shape().to_vec();
         shape[self.axis] = self.len;
-        dispatch_float!("slice", x.dtype(), T => cpu::take::<T>(x, around, self.start, &shape))
+        match x.device() {
+            Device::Cpu => dispatch_float!("slice", x.dtype(), T => cpu::take::<T>(x, around, self.start, &shape)),
+            Device::Cuda(_) => cuda::take(x, around, self.start, &shape),
+        }
     }
 }
 
@@ -65,7 +69,12 @@ impl Op for Slice {
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
         let put = || -> Result<Tensor> {
             let around = Around::of("slice", saved.shape(0), self.axis)?;
-            dispatch_float!("slice", y_bar.dtype(), T => cpu::put::<T>(y_bar, around, self.start, saved.shape(0)))
+            match y_bar.device() {
+                Device::Cpu => {
+                    dispatch_float!("slice", y_bar.dtype(), T => cpu::put::<T>(y_bar, around, self.start, saved.shape(0)))
+                }
+                Device::Cuda(_) => cuda::put(y_bar, around, self.start, saved.shape(0)),
+            }
         };
         Ok(vec![wanted[0].then(put).transpose()?])
     }
@@ -95,7 +104,8 @@ pub struct Concat {
 }
 
 impl Concat {
-    fn join(&self, parts: &[&Tensor]) -> Result<Tensor> {
+    /// The parts' extents around the axis, and the shape of the whole.
+    fn extents(&self, parts: &[&Tensor]) -> Result<(Vec<Around>, Vec<usize>)> {
         let first = parts.first().ok_or_else(|| Error::input("concat", "at least one input", 0))?;
         let mut shape = first.shape().to_vec();
         let mut around = Vec::with_capacity(parts.len());
@@ -110,7 +120,18 @@ impl Concat {
             around.push(a);
         }
         shape[self.axis] = around.iter().map(|a| a.axis).sum();
-        dispatch_float!("concat", first.dtype(), T => cpu::join::<T>(parts, &around, &shape))
+        Ok((around, shape))
+    }
+
+    fn join(&self, parts: &[&Tensor]) -> Result<Tensor> {
+        let (around, shape) = self.extents(parts)?;
+        let first = parts[0];
+        match first.device() {
+            Device::Cpu => dispatch_float!("concat", first.dtype(), T => cpu::join::<T>(parts, &around, &shape)),
+            Device::Cuda(_) => {
+                cuda::join(first, &parts.iter().map(|&p| Some(p)).collect::<Vec<_>>(), &around, &shape)
+            }
+        }
     }
 }
 
@@ -127,6 +148,11 @@ impl Op for Concat {
         let primal = self.join(x)?;
         if x_dot.iter().all(Option::is_none) {
             return Ok(Dual { primal, tangent: None });
+        }
+        if let Device::Cuda(_) = primal.device() {
+            let (around, shape) = self.extents(x)?;
+            let tangent = cuda::join(&primal, x_dot, &around, &shape)?;
+            return Ok(Dual { primal, tangent: Some(tangent) });
         }
         let zeros = |t: &Tensor| Tensor::zeros(t.shape(), t.dtype(), t.device());
         let parts: Vec<Tensor> = x.iter().zip(x_dot).map(|(x, d)| d.cloned().unwrap_or_else(|| zeros(x))).collect();
@@ -202,6 +228,8 @@ impl Op for Reshape {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
@@ -210,6 +238,20 @@ mod tests {
         suite::check(&Slice { axis: 1, start: 2, len: 3 }, &[&[2, 6, 5]], 1).unwrap();
         suite::check(&Slice { axis: 0, start: 1, len: 1 }, &[&[3]], 2).unwrap();
         suite::check(&Slice { axis: 2, start: 0, len: 0 }, &[&[2, 1, 4]], 3).unwrap();
+    }
+
+    #[test]
+    fn slices_and_concatenations_hold_every_rule_on_a_gpu() {
+        let slices = [(1, 2, 3, &[2, 6, 5][..]), (0, 1, 1, &[3]), (2, 0, 0, &[2, 1, 4]), (2, 8, 16, &[3, 2, 32]), (1, 4, 2, &[2, 6, 4])];
+        for (axis, start, len, shape) in slices {
+            suite::check_on(EMULATED, &Slice { axis, start, len }, &[shape], 1).unwrap();
+            suite::check_half(EMULATED, &Slice { axis, start, len }, (&[shape], &[]), 0.0, 2).unwrap();
+        }
+        let joined: [&[&[usize]]; 3] = [&[&[2, 3, 5], &[2, 1, 5], &[2, 0, 5]], &[&[2, 1, 8], &[2, 3, 8]], &[&[0, 2, 3], &[0, 1, 3]]];
+        for shapes in joined {
+            suite::check_on(EMULATED, &Concat { axis: 1 }, shapes, 3).unwrap();
+            suite::check_half(EMULATED, &Concat { axis: 1 }, (shapes, &[]), 0.0, 4).unwrap();
+        }
     }
 
     #[test]

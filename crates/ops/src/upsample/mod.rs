@@ -1,6 +1,7 @@
 //! Nearest-neighbour enlargement.
 
 mod cpu;
+mod cuda;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
@@ -16,7 +17,10 @@ pub struct Upsample;
 impl Upsample {
     fn enlarge(x: &Tensor) -> Result<Tensor> {
         let &[b, h, w, c] = x.shape() else { return Err(Error::input(NAME, "[B, H, W, C]", x.shape())) };
-        dispatch_float!(NAME, x.dtype(), T => cpu::enlarge::<T>(x, [b, h, w, c]))
+        match x.device() {
+            Device::Cpu => dispatch_float!(NAME, x.dtype(), T => cpu::enlarge::<T>(x, [b, h, w, c])),
+            Device::Cuda(_) => cuda::enlarge(x, [b, h, w, c]),
+        }
     }
 }
 
@@ -41,7 +45,10 @@ impl Op for Upsample {
         if y_bar.shape() != [b, 2 * h, 2 * w, c] {
             return Err(Error::input(NAME, format!("a cotangent {:?}", [b, 2 * h, 2 * w, c]), y_bar.shape()));
         }
-        let back = || dispatch_float!(NAME, y_bar.dtype(), T => cpu::gather::<T>(y_bar, [b, h, w, c]));
+        let back = || match y_bar.device() {
+            Device::Cpu => dispatch_float!(NAME, y_bar.dtype(), T => cpu::gather::<T>(y_bar, [b, h, w, c])),
+            Device::Cuda(_) => cuda::gather(y_bar, [b, h, w, c]),
+        };
         Ok(vec![wanted[0].then(back).transpose()?])
     }
 
@@ -58,6 +65,8 @@ impl Op for Upsample {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
@@ -65,6 +74,11 @@ mod tests {
     fn every_rule_holds_on_random_shapes() {
         for (seed, shape) in [[2, 3, 5, 7], [1, 1, 1, 1], [0, 2, 2, 3], [1, 40, 30, 2]].iter().enumerate() {
             suite::check(&Upsample, &[shape], seed as u64).unwrap();
+            suite::check_on(EMULATED, &Upsample, &[shape], seed as u64).unwrap();
+        }
+        for (seed, shape) in [[2, 3, 2, 8], [1, 2, 2, 3]].iter().enumerate() {
+            // A sum of four is rounded once, to half a unit of 8 bits.
+            suite::check_half(EMULATED, &Upsample, (&[shape], &[]), 2f64.powi(-8), seed as u64).unwrap();
         }
     }
 

@@ -4,10 +4,12 @@ mod text;
 mod vae;
 mod wan;
 
-use fewstep_tensor::DType;
+use fewstep_ops::Compute;
+use fewstep_tensor::{DType, Device};
 
 use crate::args::{ApplyArgs, DTypeArg, NetworkArg};
-use crate::error::Result;
+use crate::device;
+use crate::error::{Error, Result};
 use crate::status;
 use crate::terminal::print;
 pub use wan::Bare;
@@ -17,8 +19,18 @@ impl From<DTypeArg> for DType {
         match d {
             DTypeArg::F32 => DType::F32,
             DTypeArg::F64 => DType::F64,
+            DTypeArg::Bf16 => DType::Bf16,
         }
     }
+}
+
+/// Where and in what the command computes.
+fn compute(args: &ApplyArgs) -> Result<Compute> {
+    let dtype = DType::from(args.dtype);
+    if dtype == DType::Bf16 && args.device.0 == Device::Cpu {
+        return Err(Error::Argument("--dtype bf16 is for GPUs: give --device cuda, or f32".into()));
+    }
+    Ok(Compute { dtype, ..device::open(args.device)? })
 }
 
 /// Runs the command; true if it was interrupted, with nothing written.

@@ -3,8 +3,9 @@
 use fewstep_nn::t5::{T5Config, T5Encoder, Tokens};
 use fewstep_ops::Plain;
 use fewstep_tensor::file::TensorFile;
-use fewstep_tensor::{DType, Tensor};
+use fewstep_tensor::{Device, Tensor};
 
+use super::compute;
 use crate::args::{ApplyArgs, NetworkArg};
 use crate::error::{Error, Result};
 
@@ -16,7 +17,8 @@ pub fn run(args: &ApplyArgs) -> Result<TensorFile> {
     if args.jvp || args.grad {
         return Err(Error::Argument("a text encoder has no x and t: leave --jvp and --grad out".into()));
     }
-    let dtype = DType::from(args.dtype);
+    let compute = compute(args)?;
+    let dtype = compute.dtype;
     let file = fewstep_formats::read_weights(&args.weights)?;
     let config = T5Config::of_weights(&file)?;
     if config.shared_bias != (args.network == NetworkArg::T5) {
@@ -24,11 +26,11 @@ pub fn run(args: &ApplyArgs) -> Result<TensorFile> {
         return Err(Error::Argument(format!("{} holds another encoder: say `{other}`", args.weights.display())));
     }
     let encoder = T5Encoder::new(config)?;
-    let params = encoder.load_from(&file, &args.weights, dtype)?;
+    let params = compute.weights(&encoder.load_from(&file, &args.weights, dtype.wide())?)?;
     let (ids, lengths, len) = sequences(&TensorFile::read(&args.inputs)?)?;
     let y = encoder.forward(&Plain::new(&params), &Tokens::padded(&ids, len, &lengths)?, dtype)?;
     let shape = [lengths.len(), len, encoder.config().dim];
-    let whole = y.reshape(&shape)?;
+    let whole = y.reshape(&shape)?.to_device(Device::Cpu)?;
     let mut rows = whole.to_vec_f64();
     for (sequence, length) in rows.chunks_mut((len * shape[2]).max(1)).zip(&lengths) {
         sequence[length * shape[2]..].fill(0.0);

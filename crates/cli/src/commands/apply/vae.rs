@@ -8,6 +8,7 @@ use fewstep_ops::Params;
 use fewstep_tensor::Tensor;
 use fewstep_tensor::file::TensorFile;
 
+use super::compute;
 use crate::args::ApplyArgs;
 use crate::error::{Error, Result};
 use crate::interrupt::{self, Interrupted};
@@ -63,7 +64,8 @@ fn run(
     }
     let weights = fewstep_formats::read_weights(&args.weights)?;
     let vae = WanVae::new(VaeConfig::of_weights(&weights)?)?;
-    let params = vae.load_from(&weights, &args.weights, args.dtype.into())?;
+    let compute = compute(args)?;
+    let params = compute.weights(&vae.load_from(&weights, &args.weights, compute.dtype.wide())?)?;
     drop(weights);
     let inputs = TensorFile::read(&args.inputs)?;
     let options = options(args);

@@ -1,10 +1,11 @@
 //! The diffusion transformer: forward, Jacobian-vector product and gradients.
 
 use fewstep_nn::wan::{Wan, WanConfig};
-use fewstep_ops::{Conditions, Forward, Grads, Network, ParamId, Params, Plain, Recompute, Reverse};
+use fewstep_ops::{Compute, Conditions, Forward, Grads, Network, ParamId, Params, Plain, Recompute, Reverse};
 use fewstep_tensor::file::TensorFile;
-use fewstep_tensor::{DType, Tensor};
+use fewstep_tensor::{DType, Device, Tensor};
 
+use super::compute;
 use crate::args::ApplyArgs;
 use crate::error::{Error, Result};
 
@@ -15,7 +16,7 @@ pub struct Bare {
     /// Its weights.
     pub params: Params,
     inputs: TensorFile,
-    dtype: DType,
+    compute: Compute,
 }
 
 impl Bare {
@@ -28,15 +29,15 @@ impl Bare {
         inputs: &std::path::Path,
         heads: Option<usize>,
         patch: [usize; 3],
-        dtype: DType,
+        compute: Compute,
     ) -> Result<Self> {
         let file = fewstep_formats::read_weights(weights)?;
         let wan = Wan::new(WanConfig::of_weights(&file, heads, patch)?)?;
-        let params = wan.load_from(&file, weights, dtype)?;
-        Ok(Bare { wan, params, inputs: TensorFile::read(inputs)?, dtype })
+        let params = compute.weights(&wan.load_from(&file, weights, compute.dtype.wide())?)?;
+        Ok(Bare { wan, params, inputs: TensorFile::read(inputs)?, compute })
     }
 
-    /// An input in the compute dtype; times stay f64.
+    /// An input where and as the network computes; times stay f64, on the host.
     ///
     /// # Errors
     /// If the file holds none of this name.
@@ -45,7 +46,10 @@ impl Bare {
             let names: Vec<&str> = self.inputs.tensors.keys().map(String::as_str).take(12).collect();
             Error::Argument(format!("the inputs hold no tensor '{name}'; they hold {}", names.join(", ")))
         })?;
-        Ok(tensor.to_dtype(if matches!(name, "t" | "dt") { DType::F64 } else { self.dtype }))
+        match name {
+            "t" | "dt" => Ok(tensor.to_dtype(DType::F64)),
+            _ => Ok(tensor.to_dtype(self.compute.dtype).to_device(self.compute.device)?),
+        }
     }
 
     /// ctx, clip and y.
@@ -53,8 +57,8 @@ impl Bare {
     /// # Errors
     /// If there is no ctx.
     pub fn conditions(&self) -> Result<Conditions> {
-        let optional = |name: &str| self.inputs.tensors.get(name).map(|t| t.to_dtype(self.dtype));
-        Ok(Conditions { text: self.input("ctx")?, image: optional("clip"), latent: optional("y") })
+        let optional = |name: &str| self.inputs.tensors.contains_key(name).then(|| self.input(name)).transpose();
+        Ok(Conditions { text: self.input("ctx")?, image: optional("clip")?, latent: optional("y")? })
     }
 }
 
@@ -65,26 +69,29 @@ impl Bare {
 pub fn run(args: &ApplyArgs) -> Result<TensorFile> {
     let patch: [usize; 3] =
         args.patch.clone().try_into().map_err(|_| Error::Argument("--patch takes three numbers".into()))?;
-    let bare = Bare::read(&args.weights, &args.inputs, args.heads, patch, args.dtype.into())?;
+    let bare = Bare::read(&args.weights, &args.inputs, args.heads, patch, compute(args)?)?;
     let mut output = TensorFile::default();
-    let mut put = |name: &str, t: &Tensor| output.tensors.insert(name.to_string(), t.clone());
+    let mut put = |name: &str, t: &Tensor| -> Result<()> {
+        output.tensors.insert(name.to_string(), t.to_device(Device::Cpu)?);
+        Ok(())
+    };
     if args.jvp {
         let m = Forward::new(&bare.params);
         let x = m.input(bare.input("x")?, Some(bare.input("dx")?));
         let t = m.input(bare.input("t")?, Some(bare.input("dt")?));
         let y = bare.wan.forward(&m, &x, &t, &bare.conditions()?.in_mode(&m))?;
-        put("out", &y.primal);
+        put("out", &y.primal)?;
         if let Some(tangent) = &y.tangent {
-            put("jvp", tangent);
+            put("jvp", tangent)?;
         }
     } else if !args.grad {
         let m = Plain::new(&bare.params);
         let y = bare.wan.forward(&m, &bare.input("x")?, &bare.input("t")?, &bare.conditions()?.in_mode(&m))?;
-        put("out", &y);
+        put("out", &y)?;
     }
     if args.grad {
         for (name, t) in gradients(&bare)? {
-            put(&name, &t);
+            put(&name, &t)?;
         }
     }
     Ok(output)

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fewstep_media::{Frames, MediaError, Metadata};
-use fewstep_tensor::DType;
 
 use super::{numbered, prompts};
 use crate::args::SampleArgs;
 use crate::digits::CLIP;
+use crate::device;
 use crate::drawing::draw;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -26,12 +26,12 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let prompts = prompts(args)?;
     let output = args.output.clone().unwrap_or_else(|| PathBuf::from(OUTPUT));
     let write = writer(&output)?;
-    let model = Model::load(&args.model, DType::F32)?;
+    let model = Model::load(&args.model, device::open(args.device)?)?;
     let role = args.sampling.steps.map_or(model.role, |steps| model.role.with_steps(steps));
     role.validate()?;
     let mut progress = Progress::new("Sampling", prompts.len() as u64);
     let began = Instant::now();
-    let clips = draw(model.predictor(), role, &prompts, args.seed, |n| progress.advance(n as u64))?;
+    let clips = draw((model.predictor(), model.compute), role, &prompts, args.seed, |n| progress.advance(n as u64))?;
     drop(progress);
     status!("Sampled", "{} clips in {:.2} s", clips.len(), began.elapsed().as_secs_f64());
     for (i, (clip, prompt)) in clips.iter().zip(&prompts).enumerate() {

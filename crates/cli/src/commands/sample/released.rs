@@ -14,6 +14,7 @@ use fewstep_tensor::{DType, Tensor};
 use super::output::Output;
 use super::{numbered, prompts};
 use crate::args::SampleArgs;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::model::Role;
 use crate::released::{COMPUTE, Released, autoencoder, latent_shape, negative, parts};
@@ -35,14 +36,15 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let path = args.output.clone().unwrap_or_else(|| PathBuf::from(OUTPUT));
     let output = Output::of(&path)?;
     let parts = parts(&args.model, &args.parts)?;
-    let model = Released::load(&args.model, &parts, &args.parts, &args.sampling)?;
+    let compute = device::open(args.device)?;
+    let model = Released::load(&args.model, &parts, &args.parts, &args.sampling, compute)?;
     let image = args.image.as_ref().map(read_image).transpose()?;
     refuse_unsuited(model.config(), image.as_ref())?;
     let size = args.sampling.size.unwrap_or_else(|| image.as_ref().map_or(SIZE, size_like));
     let shape = latent_shape(model.config(), args.sampling.frames, size)?;
     let (texts, text, negative) = texts(args, &parts, &model)?;
     let needs_vae = output != Output::Latent || image.is_some();
-    let vae = needs_vae.then(|| autoencoder(&parts, &args.parts)).transpose()?;
+    let vae = needs_vae.then(|| autoencoder(&parts, &args.parts, compute)).transpose()?;
     let condition = condition(args, image.as_ref(), size, &parts, &model, vae.as_ref())?;
     status!(
         "Sampling",
@@ -143,7 +145,7 @@ fn texts(args: &SampleArgs, parts: &Parts, model: &Released) -> Result<(Vec<Stri
         None => {
             let texts = prompts(args)?;
             let began = Instant::now();
-            let encoder = crate::released::prompts(parts, &args.parts)?;
+            let encoder = crate::released::prompts(parts, &args.parts, model.compute())?;
             let text = encoder.embed(&texts)?;
             let negative = match model.needs_negative() {
                 true => encoder.embed(&[negative(&args.sampling)])?,
@@ -204,7 +206,7 @@ fn condition(
     if wants_tokens && parts.image_encoder.is_none() {
         return Err(Error::Argument("the model's folder holds no image encoder: give --image-encoder FILE".into()));
     }
-    let conditioner = ImageConditioner::load(parts.image_encoder.as_deref().filter(|_| wants_tokens), COMPUTE)?;
+    let conditioner = ImageConditioner::load(parts.image_encoder.as_deref().filter(|_| wants_tokens), model.compute())?;
     let pixels = Tensor::from_vec(image_pixels(image, width, height)?, &[1, 3, height, width])?;
     let latent = conditioner.channels(&pixels, args.sampling.frames, vae, &mut |_| ControlFlow::Continue(()))?;
     Ok(Conditions { image: conditioner.tokens(&pixels)?, latent: Some(latent), ..nothing })

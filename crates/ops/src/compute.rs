@@ -1,9 +1,8 @@
 //! Where networks compute, and in what.
 
-use fewstep_ops::{Conditions, Params};
 use fewstep_tensor::{DType, Device, Tensor};
 
-use crate::Result;
+use crate::{Conditions, Params, Result};
 
 /// A device, and the dtype of activations there: f32 on a CPU, bf16 on a GPU. f64 is for proofs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

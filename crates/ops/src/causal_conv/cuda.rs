@@ -1,0 +1,223 @@
+//! Implicit products: by tensor cores in bf16, else by single multiplications.
+
+use fewstep_tensor::cuda::{Launch, Source};
+use fewstep_tensor::{DType, Tensor};
+
+use super::geometry::Extents;
+use super::NAME;
+use crate::shape::cuda::padded;
+use crate::{Error, Result, Saved};
+
+const SOURCE: Source = Source::new("causal_conv", &[include_str!("causal_conv.cu")]);
+const THREADS: usize = 256;
+/// Frames that one launch takes.
+const FRAMES: usize = 8;
+/// Rows and columns of a tile of a product by single multiplications.
+const TILE: usize = 64;
+/// Columns that a block sums over positions.
+const COLUMNS: usize = 32;
+/// Positions of a part, at least, and parts at most: fixed, so that sums are always formed in one order.
+const PART: usize = 1024;
+const PARTS: usize = 64;
+/// Channels of a 16-byte access of bf16.
+const CHUNK: usize = 8;
+/// Bytes of shared memory for each row and column of a tile of tensor cores: four stages of 32 bf16.
+const STAGES: usize = 4 * 64;
+
+/// Frames of the kernel from `tap` on, one for each source.
+struct Part<'a> {
+    weights: &'a Tensor,
+    tap: usize,
+    sources: Vec<&'a Tensor>,
+}
+
+/// Positions × outputs of a tile of tensor cores.
+fn tile(outputs: usize) -> [usize; 2] {
+    match outputs {
+        0..=32 => [128, 32],
+        33..=64 => [128, 64],
+        n if n.is_multiple_of(128) => [128, 128],
+        _ => [128, 96],
+    }
+}
+
+/// The positions of the output's grid, and the extents of what is read.
+struct Grid {
+    positions: [usize; 2],
+    source: [usize; 2],
+    inputs: usize,
+    outputs: usize,
+    transposed: bool,
+}
+
+impl Grid {
+    fn new(e: &Extents, transposed: bool) -> Self {
+        let (frame, output) = ([e.h, e.w], [e.oh, e.ow]);
+        match transposed {
+            false => Grid { positions: output, source: frame, inputs: e.i, outputs: e.o, transposed },
+            true => Grid { positions: frame, source: output, inputs: e.o, outputs: e.i, transposed },
+        }
+    }
+}
+
+/// The frames' parameters of a kernel.
+fn frames<'a>(mut launch: Launch<'a>, e: &Extents, g: &Grid, frames: &[&Tensor], channels: usize) -> Launch<'a> {
+    for j in 0..FRAMES {
+        launch = launch.optional(frames.get(j).copied());
+    }
+    let [[oh, ow], [h, w]] = [g.positions, g.source];
+    let sizes = [frames.len(), e.b, oh, ow, h, w, channels.max(1), e.kh, e.kw, e.stride, e.top, e.left];
+    sizes.into_iter().fold(launch, Launch::size)
+}
+
+/// W as the product reads it: [outputs, Σ frames·KH·KW·channels].
+fn pack(e: &Extents, g: &Grid, parts: &[Part<'_>], channels: usize, like: &Tensor) -> Result<Tensor> {
+    let frame = e.kh * e.kw;
+    let depth = parts.iter().map(|p| p.sources.len()).sum::<usize>() * frame * channels;
+    let packed = Tensor::empty(&[g.outputs, depth], like.dtype(), like.device())?;
+    let mut start = 0;
+    for part in parts {
+        Launch::new(like.device(), &SOURCE, like.dtype(), "pack")?
+            .grid([(g.outputs * channels).div_ceil(THREADS), 1, 1])
+            .threads(THREADS)
+            .tensor(&packed)
+            .tensor(part.weights)
+            .size(g.outputs)
+            .size(g.inputs)
+            .size(channels)
+            .size(e.kt)
+            .size(frame)
+            .size(part.tap)
+            .size(part.sources.len())
+            .size(start)
+            .size(depth)
+            .flag(g.transposed)
+            .run()?;
+        start += part.sources.len() * frame * channels;
+    }
+    Ok(packed)
+}
+
+/// bias + Σ over the parts of sources∗W, or of its transpose.
+fn product(e: &Extents, parts: &[Part<'_>], bias: Option<&Tensor>, like: &Tensor, transposed: bool) -> Result<Tensor> {
+    let (g, dtype) = (Grid::new(e, transposed), like.dtype());
+    let tensor_cores = dtype == DType::Bf16;
+    let channels = if tensor_cores { g.inputs.next_multiple_of(CHUNK) } else { g.inputs };
+    let ready = |x: &Tensor| match tensor_cores && !(channels == g.inputs && x.is_aligned(16)) {
+        true => padded(x, channels),
+        false => Ok(x.clone()),
+    };
+    let sources = parts.iter().flat_map(|p| &p.sources).filter(|_| channels > 0);
+    let sources = sources.map(|x| ready(x)).collect::<Result<Vec<_>>>()?;
+    let sources: Vec<&Tensor> = sources.iter().collect();
+    let positions = e.b * g.positions[0] * g.positions[1];
+    let largest = sources.first().map_or(0, |x| x.len()).max(positions);
+    if sources.len() > FRAMES || i32::try_from(largest).is_err() {
+        let expected = format!("at most {FRAMES} frames, tangents of W counted again, of fewer than 2³¹ elements");
+        return Err(Error::input(NAME, expected, (sources.len(), largest)));
+    }
+    let packed = pack(e, &g, parts, channels, like)?;
+    let y = Tensor::empty(&[e.b, g.positions[0], g.positions[1], g.outputs], dtype, like.device())?;
+    let kernel = if tensor_cores { "convolve_tensor_cores" } else { "convolve" };
+    let [m, n] = if tensor_cores { tile(g.outputs) } else { [TILE; 2] };
+    let mut launch = Launch::new(like.device(), &SOURCE, dtype, kernel)?
+        .grid([positions.div_ceil(m) * g.outputs.div_ceil(n), 1, 1])
+        .threads(THREADS);
+    if tensor_cores {
+        launch = launch.define("TILE_M", m).define("TILE_N", n).shared(STAGES * (m + n));
+    }
+    launch = launch.tensor(&y).tensor(&packed).optional(bias).size(g.outputs);
+    frames(launch, e, &g, &sources, channels).flag(transposed).run()?;
+    Ok(y)
+}
+
+pub(super) fn forward(e: &Extents, x: &[&Tensor]) -> Result<Tensor> {
+    let part = Part { weights: x[0], tap: e.tap(0), sources: x[2..].to_vec() };
+    product(e, &[part], Some(x[1]), x[0], false)
+}
+
+/// ẏ = biaṡ + W∗ẋ + Ẇ∗x
+pub(super) fn tangent(e: &Extents, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Tensor> {
+    let moving = x_dot[2..].iter().enumerate().filter_map(|(j, d)| {
+        d.map(|source| Part { weights: x[0], tap: e.tap(j), sources: vec![source] })
+    });
+    let kernel = x_dot[0].map(|weights| Part { weights, tap: e.tap(0), sources: x[2..].to_vec() });
+    product(e, &moving.chain(kernel).collect::<Vec<_>>(), x_dot[1], x[0], false)
+}
+
+/// Positions of a part, and the parts that cover all.
+fn parts(positions: usize) -> [usize; 2] {
+    let part = positions.div_ceil(PARTS).max(PART);
+    [part, positions.div_ceil(part)]
+}
+
+/// W̄ = Σ ȳᵀ·x over the positions, in the wide dtype.
+fn weight_bar(e: &Extents, shape: &[usize], sources: &[&Tensor], y_bar: &Tensor) -> Result<Tensor> {
+    let (g, device, dtype) = (Grid::new(e, false), y_bar.device(), y_bar.dtype());
+    let [part, parts] = parts(e.b * e.oh * e.ow);
+    let depth = sources.len() * e.kh * e.kw * e.i;
+    if sources.len() > FRAMES {
+        return Err(Error::input(NAME, format!("at most {FRAMES} frames"), sources.len()));
+    }
+    let partial = Tensor::empty(&[parts, e.o, depth], dtype.wide(), device)?;
+    let launch = Launch::new(device, &SOURCE, dtype, "weight_products")?
+        .grid([e.o.div_ceil(TILE) * depth.div_ceil(TILE), parts, 1])
+        .threads(THREADS)
+        .tensor(&partial)
+        .tensor(y_bar)
+        .size(e.o)
+        .size(part);
+    frames(launch, e, &g, sources, e.i).run()?;
+    let w_bar = Tensor::empty(shape, dtype.wide(), device)?;
+    Launch::new(device, &SOURCE, dtype, "sum_weight_products")?
+        .grid([w_bar.len().div_ceil(THREADS), 1, 1])
+        .threads(THREADS)
+        .tensor(&w_bar)
+        .tensor(&partial)
+        .size(parts)
+        .size(e.o)
+        .size(e.i)
+        .size(e.kt)
+        .size(e.kh * e.kw)
+        .size(e.kt - sources.len())
+        .run()?;
+    Ok(w_bar)
+}
+
+/// Σ ȳ over the positions, in the wide dtype.
+fn bias_bar(e: &Extents, y_bar: &Tensor) -> Result<Tensor> {
+    let (device, dtype, positions) = (y_bar.device(), y_bar.dtype(), e.b * e.oh * e.ow);
+    let [part, parts] = parts(positions);
+    let partial = Tensor::empty(&[parts, e.o], dtype.wide(), device)?;
+    Launch::new(device, &SOURCE, dtype, "sum_positions")?
+        .grid([e.o.div_ceil(COLUMNS), parts, 1])
+        .threads(THREADS)
+        .tensor(&partial)
+        .tensor(y_bar)
+        .size(positions)
+        .size(e.o)
+        .size(part)
+        .run()?;
+    let bias_bar = Tensor::empty(&[e.o], dtype.wide(), device)?;
+    Launch::new(device, &SOURCE, dtype, "sum_parts")?
+        .grid([e.o.div_ceil(THREADS), 1, 1])
+        .threads(THREADS)
+        .tensor(&bias_bar)
+        .tensor(&partial)
+        .size(parts)
+        .size(e.o)
+        .run()?;
+    Ok(bias_bar)
+}
+
+pub(super) fn vjp(e: &Extents, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+    let sources = (2..saved.arity()).map(|i| saved.input(i)).collect::<Result<Vec<_>>>()?;
+    let mut bars = vec![None; saved.arity()];
+    bars[0] = wanted[0].then(|| weight_bar(e, saved.shape(0), &sources, y_bar)).transpose()?;
+    bars[1] = wanted[1].then(|| bias_bar(e, y_bar)).transpose()?;
+    for (j, bar) in bars[2..].iter_mut().enumerate().filter(|(j, _)| wanted[2 + j]) {
+        let part = Part { weights: saved.input(0)?, tap: e.tap(j), sources: vec![y_bar] };
+        *bar = Some(product(e, &[part], None, y_bar, true)?);
+    }
+    Ok(bars)
+}
