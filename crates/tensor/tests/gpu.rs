@@ -21,8 +21,11 @@ fn bits(t: &Tensor) -> Vec<u8> {
 #[test]
 fn noise_has_the_bits_of_the_host() {
     for dtype in DTYPES {
-        for (first, shape) in [(0, &[3, 1027][..]), (u64::from(u32::MAX) - 1, &[2, 1]), (7, &[1, 33, 2]), (0, &[0, 4])] {
-            for stream in [Stream::new(u64::MAX - 5, Purpose::Noise, 4_000_000_000), Stream::new(1, Purpose::Data, 0).step(9)] {
+        for (first, shape) in [(0, &[3, 1027][..]), (u64::from(u32::MAX) - 1, &[2, 1]), (7, &[1, 33, 2]), (0, &[0, 4])]
+        {
+            for stream in
+                [Stream::new(u64::MAX - 5, Purpose::Noise, 4_000_000_000), Stream::new(1, Purpose::Data, 0).step(9)]
+            {
                 let draw = |device| arith::normal(&stream, first, shape, dtype, device).unwrap();
                 assert!(bits(&draw(EMULATED)) == bits(&draw(Device::Cpu)), "{shape:?} {dtype}");
             }
@@ -34,7 +37,11 @@ fn noise_has_the_bits_of_the_host() {
 fn sums_differences_and_combinations_have_the_bits_of_the_host() {
     for dtype in [DType::F32, DType::F64] {
         for shape in [&[3, 35][..], &[1, 2000], &[2, 8], &[4, 0]] {
-            let (a, b, c) = (noise(0, shape, dtype, Device::Cpu), noise(9, shape, dtype, Device::Cpu), noise(18, shape, dtype, Device::Cpu));
+            let (a, b, c) = (
+                noise(0, shape, dtype, Device::Cpu),
+                noise(9, shape, dtype, Device::Cpu),
+                noise(18, shape, dtype, Device::Cpu),
+            );
             let on = |f: &dyn Fn(&Tensor, &Tensor, &Tensor) -> Tensor| {
                 assert!(bits(&f(&gpu(&a), &gpu(&b), &gpu(&c))) == bits(&f(&a, &b, &c)), "{shape:?} {dtype}");
             };
@@ -45,7 +52,8 @@ fn sums_differences_and_combinations_have_the_bits_of_the_host() {
                 arith::add_assign(&mut sum, b).unwrap();
                 sum
             });
-            let lists: Vec<Vec<f64>> = (0..3).map(|i| (0..shape[0]).map(|s| 0.3 + i as f64 - 1.7 * s as f64).collect()).collect();
+            let lists: Vec<Vec<f64>> =
+                (0..3).map(|i| (0..shape[0]).map(|s| 0.3 + i as f64 - 1.7 * s as f64).collect()).collect();
             on(&|a, b, c| arith::combine(&[(&lists[0], a), (&lists[1], b), (&lists[2], c)]).unwrap());
         }
     }
@@ -64,7 +72,17 @@ fn a_sum_in_place_leaves_what_shared_the_elements() {
 
 #[test]
 fn every_conversion_has_the_bits_of_the_host() {
-    let special = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e39, -1e39, 0.0, -0.0, 1.0 + 2f64.powi(-8), 1.0 + 3.0 * 2f64.powi(-8)];
+    let special = [
+        f64::NAN,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        1e39,
+        -1e39,
+        0.0,
+        -0.0,
+        1.0 + 2f64.powi(-8),
+        1.0 + 3.0 * 2f64.powi(-8),
+    ];
     let drawn = noise(0, &[1, 700], DType::F64, Device::Cpu).to_vec_f64();
     let values: Vec<f64> = special.into_iter().chain(drawn.iter().map(|x| x * (40.0 * x).exp())).collect();
     let exact = Tensor::from_vec(values, &[709]).unwrap();
@@ -98,7 +116,11 @@ fn sums_over_samples_are_those_of_the_host() {
             let (a, b) = (noise(0, shape, dtype, Device::Cpu), noise(9, shape, dtype, Device::Cpu));
             // Orders of summation differ: some ε over at most twenty thousand terms.
             let near = |got: &[f64], want: &[f64]| {
-                assert!(got.len() == want.len() && got.iter().zip(want).all(|(g, w)| (g - w).abs() <= 1e-11 * (1.0 + w.abs())), "{shape:?}");
+                assert!(
+                    got.len() == want.len()
+                        && got.iter().zip(want).all(|(g, w)| (g - w).abs() <= 1e-11 * (1.0 + w.abs())),
+                    "{shape:?}"
+                );
             };
             for term in [arith::Term::Square { by: 2.5 }, arith::Term::Magnitude, arith::Term::NonFinite] {
                 near(&arith::sum_per_sample(&gpu(&a), term).unwrap(), &arith::sum_per_sample(&a, term).unwrap());
