@@ -39,7 +39,9 @@ fn every_rule_of_the_affine_norm_holds_on_random_shapes() {
 fn every_rule_of_the_modulated_norm_holds_on_a_gpu() {
     // Rows of one lane, of a part of a warp, of a warp and more, of several warps; aligned and not.
     for (seed, [b, g, per_group, d]) in
-        [[2, 3, 5, 1], [1, 1, 37, 6], [2, 2, 20, 33], [1, 2, 3, 136], [0, 1, 2, 3], [1, 2, 0, 4]].into_iter().enumerate()
+        [[2, 3, 5, 1], [1, 1, 37, 6], [2, 2, 20, 33], [1, 2, 3, 136], [0, 1, 2, 3], [1, 2, 0, 4]]
+            .into_iter()
+            .enumerate()
     {
         let (x, m) = ([b, g * per_group, d], [b, g, d]);
         suite::check_on(EMULATED, &LayerNormModulate { eps: EPS }, &[&x, &m, &m], seed as u64).unwrap();

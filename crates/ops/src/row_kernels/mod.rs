@@ -99,7 +99,13 @@ impl Plan {
     }
 
     /// A launch over all rows; its last parameters follow by [`Plan::run`].
-    pub fn launch<'a>(&self, device: Device, source: &'a Source, dtype: DType, kernel: &'static str) -> Result<Launch<'a>> {
+    pub fn launch<'a>(
+        &self,
+        device: Device,
+        source: &'a Source,
+        dtype: DType,
+        kernel: &'static str,
+    ) -> Result<Launch<'a>> {
         let launch = Launch::new(device, source, dtype, kernel)?
             .define("WIDTH", self.width)
             .define("PACKS", self.packs)
@@ -134,7 +140,8 @@ impl Plan {
         shape: &[usize],
     ) -> Result<[Option<Tensor>; N]> {
         let Some(first) = partials.iter().flatten().next() else { return Ok(partials) };
-        let (groups, slabs) = if joined { (1, self.rows.groups * self.slabs()) } else { (self.rows.groups, self.slabs()) };
+        let (groups, slabs) =
+            if joined { (1, self.rows.groups * self.slabs()) } else { (self.rows.groups, self.slabs()) };
         let (dtype, device) = (first.dtype(), first.device());
         let mut sums = partials.each_ref().map(|_| None);
         for (sum, partials) in sums.iter_mut().zip(&partials) {
