@@ -24,6 +24,7 @@ pub struct Learner {
     copy: Option<Params>,
     optimizer: AdamW,
     ema: Option<PowerEma>,
+    whole: bool,
 }
 
 impl Learner {
@@ -41,7 +42,7 @@ impl Learner {
         let names: Vec<String> = params.trained_specs().iter().map(|s| s.name.clone()).collect();
         let optimizer = AdamW::new(optimizer, &names, params.trained())?;
         let ema = average.map(|profile| PowerEma::new(profile, params.trained()));
-        let mut learner = Learner { role, names, compute, params, copy: None, optimizer, ema };
+        let mut learner = Learner { role, names, compute, params, copy: None, optimizer, ema, whole: true };
         learner.refresh()?;
         Ok(learner)
     }
@@ -78,6 +79,7 @@ impl Learner {
     /// If the gradients are not this network's.
     pub fn update(&mut self, grads: Grads, k: u64, lr_scale: f64) -> Result<Step> {
         let grads = grads.into_tensors(&self.params);
+        self.whole = false;
         // What stays wide is shared with the masters, which are written in place.
         self.copy = None;
         let step = self.optimizer.step(self.params.trained_mut(), &grads, lr_scale)?;
@@ -85,7 +87,13 @@ impl Learner {
             ema.update(self.params.trained(), k)?;
         }
         self.refresh()?;
+        self.whole = true;
         Ok(step)
+    }
+
+    /// Whether the state is that after whole updates: not if one failed on the way.
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Adds weights, optimiser state and average to a checkpoint's files.
