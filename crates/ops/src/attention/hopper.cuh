@@ -85,17 +85,22 @@ __device__ __forceinline__ u32 swizzle(u32 row, u32 unit) { return row * PANEL_R
 // --- registers --------------------------------------------------------------------------------------------------------
 
 /// Registers a thread of this warpgroup; a multiple of 8. All its warps.
-template <int N> __device__ __forceinline__ void registers_release() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N)); }
-template <int N> __device__ __forceinline__ void registers_claim() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N)); }
+template <int N> __device__ __forceinline__ void registers_release() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N));
+}
+template <int N> __device__ __forceinline__ void registers_claim() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N));
+}
 
 // --- tensor cores -----------------------------------------------------------------------------------------------------
 //
-// D += A·B with A 64x16, B 16xN, D 64xN in float spread over the 128 threads of a warpgroup: of warp w, lane i holds in d[4j..4j+4]
-// row 16w + i/4, columns 8j + 2(i%4) and the next, then the same of row + 8. The registers of A (`wgmma_rs`) hold row 16w + i/4,
-// columns 2(i%4) and the next; the same of row + 8; columns + 8; both: accumulators 8j..8j+8 of 16 columns packed in pairs.
+// D += A·B with A 64x16, B 16xN, D 64xN in float, spread over the 128 threads of a warpgroup: of warp w, lane i holds in
+// d[4j..4j+4] row 16w + i/4, columns 8j + 2(i%4) and the next, then the same of row + 8. The registers of A (`wgmma_rs`)
+// hold row 16w + i/4, columns 2(i%4) and the next; the same of row + 8; columns + 8; both: accumulators 8j..8j+8 of 16
+// columns, packed in pairs.
 //
-// Begin with `wgmma_fence`, end a group with `wgmma_commit`, wait with `wgmma_wait`, then `wgmma_touch` its accumulators: without
-// that the compiler may read them before the wait.
+// Begin with `wgmma_fence`, end a group with `wgmma_commit`, wait with `wgmma_wait`, then `wgmma_touch` its accumulators:
+// without that the compiler may read them before the wait.
 
 /// How an operand lies in its panels: the 16 of the sum along the 64 columns, or along the rows.
 enum { SUM_ALONG_COLUMNS = 0, SUM_ALONG_ROWS = 1 };
@@ -115,14 +120,17 @@ __device__ __forceinline__ u64 advance(u64 operand, u32 bytes) { return operand 
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 /// Waits until all but the newest N groups are done.
-template <int N> __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory"); }
+template <int N> __device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");
+}
 template <int N> __device__ __forceinline__ void wgmma_touch(float (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i]) :: "memory");
 }
 
 #define WGMMA_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define WGMMA_32(i) WGMMA_4(i), WGMMA_4(i + 4), WGMMA_4(i + 8), WGMMA_4(i + 12), WGMMA_4(i + 16), WGMMA_4(i + 20), WGMMA_4(i + 24), WGMMA_4(i + 28)
+#define WGMMA_16(i) WGMMA_4(i), WGMMA_4(i + 4), WGMMA_4(i + 8), WGMMA_4(i + 12)
+#define WGMMA_32(i) WGMMA_16(i), WGMMA_16(i + 16)
 
 // D = A·B, or D += A·B where `accumulate`; N is twice the length of `d`. `_ss`: A and B in shared memory; `_rs`: A in registers.
 template <int A, int B> __device__ __forceinline__ void wgmma_ss(float (&d)[32], u64 a, u64 b, bool accumulate) {
