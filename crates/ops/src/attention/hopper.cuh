@@ -46,9 +46,6 @@ __device__ __forceinline__ void named_barrier_arrive(u32 id, u32 threads) {
 
 // --- copies -----------------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ void copy_prefetch(const TensorMap& map) {
-    asm volatile("prefetch.tensormap [%0];" :: "l"(&map) : "memory");
-}
 /// Starts a copy of a box to shared memory, zeros beyond the tensor; the barrier counts all its bytes. One thread.
 __device__ __forceinline__ void copy_box(void* to, const TensorMap& map, u64* b, int column, int head, int row, int batch) {
     asm volatile(
@@ -72,11 +69,6 @@ __device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.
 /// Four 8x8 tiles of 16-bit elements from the layout of an accumulator; lane i gives the address of row i % 8 of tile i / 8.
 __device__ __forceinline__ void stmatrix_x4(void* row, const u32 (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
-                 :: "r"(shared_address(row)), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
-}
-/// As `stmatrix_x4`, each tile transposed.
-__device__ __forceinline__ void stmatrix_x4_trans(void* row, const u32 (&r)[4]) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};"
                  :: "r"(shared_address(row)), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
 }
 /// Byte offset in a panel of the 16 bytes `unit` (0..7) of a row, as the swizzle places them.
@@ -132,7 +124,8 @@ template <int N> __device__ __forceinline__ void wgmma_touch(float (&d)[N]) {
 #define WGMMA_16(i) WGMMA_4(i), WGMMA_4(i + 4), WGMMA_4(i + 8), WGMMA_4(i + 12)
 #define WGMMA_32(i) WGMMA_16(i), WGMMA_16(i + 16)
 
-// D = A·B, or D += A·B where `accumulate`; N is twice the length of `d`. `_ss`: A and B in shared memory; `_rs`: A in registers.
+// D = A·B, or D += A·B where `accumulate`; N is twice the length of `d`. `_ss`: A and B in shared memory; `_rs`: A in
+// registers.
 template <int A, int B> __device__ __forceinline__ void wgmma_ss(float (&d)[32], u64 a, u64 b, bool accumulate) {
     asm volatile(
         "{ .reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
@@ -153,21 +146,6 @@ template <int A, int B> __device__ __forceinline__ void wgmma_ss(float (&d)[64],
         : WGMMA_32(0), WGMMA_32(32)
         : "l"(a), "l"(b), "r"((int)accumulate), "n"(A), "n"(B));
 }
-template <int A, int B> __device__ __forceinline__ void wgmma_ss(float (&d)[128], u64 a, u64 b, bool accumulate) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %130, 0; wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-        "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-        "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
-        "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"
-        "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"
-        "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,"
-        "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
-        "}, %128, %129, p, 1, 1, %131, %132; }"
-        : WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96)
-        : "l"(a), "l"(b), "r"((int)accumulate), "n"(A), "n"(B));
-}
 template <int B> __device__ __forceinline__ void wgmma_rs(float (&d)[32], const u32 (&a)[4], u64 b, bool accumulate) {
     asm volatile(
         "{ .reg .pred p; setp.ne.b32 p, %37, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
@@ -186,20 +164,5 @@ template <int B> __device__ __forceinline__ void wgmma_rs(float (&d)[64], const 
         "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
         "}, {%64,%65,%66,%67}, %68, p, 1, 1, %70; }"
         : WGMMA_32(0), WGMMA_32(32)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(B));
-}
-template <int B> __device__ __forceinline__ void wgmma_rs(float (&d)[128], const u32 (&a)[4], u64 b, bool accumulate) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %133, 0; wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-        "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
-        "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
-        "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"
-        "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"
-        "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,"
-        "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
-        "}, {%128,%129,%130,%131}, %132, p, 1, 1, %134; }"
-        : WGMMA_32(0), WGMMA_32(32), WGMMA_32(64), WGMMA_32(96)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(B));
 }

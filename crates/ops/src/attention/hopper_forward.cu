@@ -24,9 +24,9 @@
 // sample to sample], boxes of [64, 1, 64, 1], swizzle of 128 bytes, no interleave, element strides of 1, zeros beyond the
 // tensor. Address and strides are multiples of 16 bytes.
 //
-// Milliseconds (TFLOP/s) on an H100 80GB, 12 heads of 128, 32760 queries and as many keys / 512 keys; cuDNN's forward 11.1
-// (594) / 0.232: forward 9.2 (715) / 0.224; tangents of q, k, v 28.1 (704) / 0.612; of q 21.4 (617) / 0.471. Slower: the
-// forward with two warpgroups 11.3, in turns 10.2; all tangents without turns 34.
+// Milliseconds (TFLOP/s) on H100s of 80 GB, 12 heads of 128, 32760 queries and as many keys / 512 keys: forward 9.2 to 10.0
+// (715 to 657) / 0.22, cuDNN's 11.1 (594) / 0.23; tangents of q, k, v 28 to 29 (704 to 680) / 0.62; of q 21 (620) / 0.47.
+// Slower: the forward with two warpgroups 11.3, in turns 10.2; all tangents without turns 34.
 
 constexpr bool Q_DOT = TANGENTS & 1, K_DOT = TANGENTS & 2, V_DOT = TANGENTS & 4;
 constexpr bool S_DOT = Q_DOT || K_DOT;
