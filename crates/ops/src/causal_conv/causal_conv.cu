@@ -233,16 +233,21 @@ extern "C" __global__ void sum_parts(A* sum, const A* partial, i64 parts, i64 n)
 #else
 // --- by tensor cores: T is bf16, C a multiple of 8, frames and packed weights 16-byte aligned ---
 
-constexpr int STAGES = 4, STEP = 32, CHUNKS = STEP / 8;
-constexpr int WARPS_M = 4, WARPS_N = 2, WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / WARPS_N;
-constexpr int TILES_M = WARP_M / 16, TILES_N = WARP_N / 8;
-constexpr int LINES = THREADS / CHUNKS, LINES_M = TILE_M / LINES, LINES_N = (TILE_N + LINES - 1) / LINES;
-constexpr int BLOCKS = TILE_M * TILE_N > 128 * 128 ? 1 : 2;
+#ifndef STEP
+#define STEP 32
+#define STAGES 4
+#define WARPS_M 4
+#define WARPS_N 2
+#define BLOCKS 2
+#endif
+constexpr int CHUNKS = STEP / 8, COPIERS = WARPS_M * WARPS_N * WARP;
+constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / WARPS_N, TILES_M = WARP_M / 16, TILES_N = WARP_N / 8;
+constexpr int LINES = COPIERS / CHUNKS, LINES_M = TILE_M / LINES, LINES_N = (TILE_N + LINES - 1) / LINES;
 static_assert(TILE_M % (16 * WARPS_M) == 0 && TILE_N % (16 * WARPS_N) == 0 && TILE_M % LINES == 0, "whole fragments");
 
-/// 64-byte lines of four chunks, permuted so that the eight lines of an ldmatrix lie in different banks.
+/// Lines of chunks, permuted so that the eight lines of an ldmatrix lie in different banks.
 __device__ __forceinline__ bf16* chunk_at(bf16* tile, int line, int chunk) {
-    return tile + line * STEP + (chunk ^ (line >> 1 & 3)) * 8;
+    return tile + line * STEP + (chunk ^ (STEP == 64 ? line & 7 : line >> 1 & 3)) * 8;
 }
 
 /// What one thread copies: one chunk of lines LINES apart of both tiles, step after step.
@@ -269,7 +274,7 @@ struct Copy {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(256, BLOCKS) convolve_tensor_cores(
+extern "C" __global__ void __launch_bounds__(COPIERS, BLOCKS) convolve_tensor_cores(
     T* y, const T* packed, const T* bias, i64 n, FRAME_PARAMETERS, int transposed) {
     __shared__ const T* list[FRAMES];
     DYNAMIC_SHARED(shared);
