@@ -2,14 +2,14 @@
 
 use fewstep_ops::Compute;
 use fewstep_tensor::Device;
-use fewstep_tensor::cuda::gpu;
+use fewstep_tensor::cuda::{cache_problem, gpu};
 
 use crate::args::DeviceArg;
 use crate::error::Result;
 use crate::terminal::Progress;
 use crate::{status, warning};
 
-/// Opens a device and says which it is. On a GPU the kernels are made ready, which takes a while the first time.
+/// Opens a device and says which it is.
 ///
 /// # Errors
 /// If it cannot be used; the message says what is missing and what to do.
@@ -19,11 +19,24 @@ pub fn open(device: DeviceArg) -> Result<Compute> {
     let gpu = gpu(device.0)?;
     let properties = gpu.properties();
     status!("Device", "{}, {} GB, {}", properties.name, properties.memory / 1_000_000_000, compute.dtype);
-    let mut progress = Progress::new("Compiling", 0);
-    fewstep_ops::kernels::prepare(device.0, compute.dtype, |done, of| progress.set(done as u64, of as u64))?;
+    Ok(compute)
+}
+
+/// Makes ready the kernels that `pass` launches, several at a time: they take a while the first time. On a CPU there is nothing
+/// to do. The pass runs without computing anything.
+///
+/// # Errors
+/// If the pass fails, or a kernel does not compile.
+pub fn prepare<T>(compute: Compute, pass: impl FnOnce() -> Result<T>) -> Result<()> {
+    let Device::Cuda(_) = compute.device else { return Ok(()) };
+    let gpu = gpu(compute.device)?;
+    let (ran, variants) = gpu.noting(pass);
+    ran?;
+    let mut progress = Progress::new("Compiling", variants.len() as u64);
+    gpu.prepare(&variants, |_| progress.advance(1)).map_err(fewstep_tensor::Error::from)?;
     drop(progress);
-    if let Some(problem) = fewstep_tensor::cuda::cache_problem() {
+    if let Some(problem) = cache_problem() {
         warning!("{problem}; every start compiles them again. Name a folder that can be written in FEWSTEP_CACHE");
     }
-    Ok(compute)
+    Ok(())
 }

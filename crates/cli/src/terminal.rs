@@ -121,21 +121,6 @@ impl Progress {
         }
     }
 
-    /// Says how much is done of how much, where that shows only on the way.
-    pub fn set(&mut self, done: u64, total: u64) {
-        match &mut self.shown {
-            Shown::Bar(bar) => {
-                bar.set_length(total);
-                bar.set_position(done);
-            }
-            Shown::Lines(lines) => lines.total = total,
-        }
-        let behind = done.saturating_sub(self.done());
-        if behind > 0 {
-            self.advance(behind);
-        }
-    }
-
     /// Says more about the step, such as its loss.
     pub fn note(&mut self, note: impl fmt::Display) {
         match &mut self.shown {

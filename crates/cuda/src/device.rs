@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, RwLock};
 
 use crate::driver::{Driver, Module};
@@ -6,7 +7,7 @@ use crate::memory::{Account, Usage};
 use crate::nvidia::Nvidia;
 use crate::product::Product;
 use crate::tensor_map::{TensorMap, Tiling};
-use crate::{Result, Source};
+use crate::{Error, Result, Source, Variant};
 
 /// The ordinal of the device that is emulated on the host.
 #[cfg(feature = "emulator")]
@@ -38,6 +39,8 @@ struct Inner {
     driver: Box<dyn Driver>,
     account: Account,
     modules: RwLock<HashMap<Key, Loaded>>,
+    /// What would be launched, while nothing is.
+    noted: Mutex<Option<Vec<Variant>>>,
 }
 
 #[derive(Clone)]
@@ -66,7 +69,7 @@ impl Gpu {
             EMULATED => Box::new(crate::emulated::Emulated::new()?),
             _ => Box::new(Nvidia::open(ordinal)?),
         };
-        let gpu = Gpu(Arc::new(Inner { driver, account: Account::default(), modules: RwLock::default() }));
+        let gpu = Gpu(Arc::new(Inner { driver, account: Account::default(), modules: RwLock::default(), noted: Mutex::default() }));
         open.insert(ordinal, gpu.clone());
         Ok(gpu)
     }
@@ -115,7 +118,7 @@ impl Gpu {
     /// # Errors
     /// If the library refuses.
     pub fn multiply(&self, product: &Product) -> Result<()> {
-        if product.m * product.n == 0 {
+        if product.m * product.n == 0 || self.is_noting() {
             return Ok(());
         }
         self.0.driver.multiply(product)
@@ -129,12 +132,51 @@ impl Gpu {
         self.0.driver.tensor_map(tiling)
     }
 
-    /// Compiles a source for these definitions, or finds it compiled.
+    /// The sources that `f` would launch kernels of. Nothing is launched or multiplied meanwhile: memory that `f` asks for keeps
+    /// its contents, and what it reads back is not to be used.
+    pub fn noting<R>(&self, f: impl FnOnce() -> R) -> (R, Vec<Variant>) {
+        *self.0.noted.lock().unwrap_or_else(|e| e.into_inner()) = Some(Vec::new());
+        let r = f();
+        (r, self.0.noted.lock().unwrap_or_else(|e| e.into_inner()).take().unwrap_or_default())
+    }
+
+    fn is_noting(&self) -> bool {
+        self.0.noted.lock().unwrap_or_else(|e| e.into_inner()).is_some()
+    }
+
+    /// Notes a launch, if launches are noted and not made.
+    pub(crate) fn note(&self, source: &Source, defines: &[(String, String)]) -> bool {
+        let mut noted = self.0.noted.lock().unwrap_or_else(|e| e.into_inner());
+        let Some(all) = &mut *noted else { return false };
+        if !all.iter().any(|v| v.source.name() == source.name() && v.defines == defines) {
+            all.push(Variant { source: *source, defines: defines.to_vec() });
+        }
+        true
+    }
+
+    /// Compiles sources, several at a time; `progress` is told how many are done.
     ///
     /// # Errors
-    /// If it does not compile.
-    pub fn prepare(&self, source: &Source, defines: &[(String, String)]) -> Result<()> {
-        self.module(source, defines).map(drop)
+    /// If one does not compile, which is a defect.
+    pub fn prepare(&self, variants: &[Variant], progress: impl FnMut(usize) + Send) -> Result<()> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(variants.len());
+        let (next, state) = (AtomicUsize::new(0), Mutex::new((0, progress)));
+        let work = || -> Result<()> {
+            while let Some(v) = variants.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.module(&v.source, &v.defines)?;
+                let mut state = state.lock().unwrap_or_else(|e| e.into_inner());
+                state.0 += 1;
+                let done = state.0;
+                (state.1)(done);
+            }
+            Ok(())
+        };
+        std::thread::scope(|s| {
+            let all: Vec<_> = (0..threads).map(|_| s.spawn(work)).collect();
+            // A thread that panicked met a defect of this program.
+            let lost = |_| Err(Error::Call { call: "compiling", reason: "a thread died".into() });
+            all.into_iter().try_for_each(|t| t.join().unwrap_or_else(lost))
+        })
     }
 
     pub(crate) fn module(&self, source: &Source, defines: &[(String, String)]) -> Result<Arc<dyn Module>> {

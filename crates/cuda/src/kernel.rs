@@ -34,6 +34,15 @@ impl Source {
     }
 }
 
+/// A source with the macros that some launch defines.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    /// The source.
+    pub source: Source,
+    /// Names and values, in the order in which they were defined.
+    pub defines: Vec<(String, String)>,
+}
+
 enum Arg {
     Word(u64),
     Map(Box<TensorMap>),
@@ -123,6 +132,9 @@ impl<'a> Launch<'a> {
         }
         let fits = |n: usize| u32::try_from(n).map_err(|_| Error::Call { call: self.kernel, reason: format!("{n} blocks") });
         let grid = [fits(self.grid[0])?, fits(self.grid[1])?, fits(self.grid[2])?];
+        if self.gpu.note(self.source, &self.defines) {
+            return Ok(());
+        }
         let module = self.gpu.module(self.source, &self.defines)?;
         let args = self.args.iter_mut().map(|arg| match arg {
             // A narrower parameter reads the low bytes: hosts and devices are little-endian.

@@ -24,7 +24,7 @@ pub use buffer::Buffer;
 pub use device::EMULATED;
 pub use device::{Gpu, Properties};
 pub use error::{Error, Result, Version};
-pub use kernel::{Launch, Source};
+pub use kernel::{Launch, Source, Variant};
 pub use cache::cache_problem;
 pub use nvidia::{Compiled, compile_for};
 pub use product::{Element, Operand, Product};

@@ -19,7 +19,6 @@ mod embedding;
 mod error;
 mod forward;
 mod gated_residual;
-pub mod kernels;
 mod layer_norm;
 mod linear;
 mod mode;

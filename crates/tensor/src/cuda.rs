@@ -1,7 +1,7 @@
 //! Tensors on NVIDIA GPUs: their memory, copies, and kernels that take tensors.
 
-use fewstep_cuda::{Buffer, Element, Gpu, Operand, Product, TensorMap};
-pub use fewstep_cuda::{Source, cache_problem, memory};
+use fewstep_cuda::{Buffer, Element, Operand, Product, TensorMap};
+pub use fewstep_cuda::{Gpu, Source, Variant, cache_problem, compile_for, memory};
 
 use crate::{DType, Device, Error, Result, Tensor};
 
@@ -131,16 +131,6 @@ pub(crate) fn cat(parts: &[&Tensor], shape: &[usize]) -> Result<Tensor> {
         at += bytes;
     }
     Ok(all)
-}
-
-/// The macro that a source for elements of a dtype is compiled with.
-pub fn element(dtype: DType) -> (String, String) {
-    ("ELEMENT".into(), element_name(dtype).into())
-}
-
-/// The sources of this crate, each with the dtypes that a network which computes in one uses them in.
-pub fn kernel_sources(dtype: DType) -> Vec<(Source, DType)> {
-    vec![(ARITH, dtype), (ARITH, dtype.wide()), (ARITH, DType::F64)]
 }
 
 /// The name of a dtype in CUDA C++.

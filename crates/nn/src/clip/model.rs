@@ -3,7 +3,7 @@ use std::sync::Arc;
 use fewstep_ops::{
     Add, Concat, Error, Init, Linear, Mode, ParamId, ParamSpec, Params, PatchOrder, Plain, Rearrange, Reshape, Result,
 };
-use fewstep_tensor::{Device, Tensor};
+use fewstep_tensor::Tensor;
 
 use super::block::{Block, NORM};
 use super::{ClipConfig, preprocess};
