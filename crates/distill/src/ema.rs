@@ -159,6 +159,8 @@ fn blend_elements<T: Real>(e: &mut Tensor, p: &Tensor, rate: f64) -> fewstep_ten
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
 
     fn scalar(x: f64) -> Vec<Tensor> {
@@ -224,6 +226,24 @@ mod tests {
         for k in [0, 1, 2, 1000] {
             ema.update(&params, k).unwrap();
             assert_eq!(ema.weights()[0].as_slice::<f32>().unwrap(), x);
+        }
+    }
+
+    #[test]
+    fn a_gpu_averages_bit_for_bit_as_the_host() {
+        let at = |k: u64| {
+            let whole = (0..40_000).map(|i| ((i + k) as f32 * 0.7).sin()).collect();
+            let odd = (0..5).map(|i| ((i + k) as f32).cos()).collect();
+            vec![Tensor::from_vec(whole, &[200, 200]).unwrap(), Tensor::from_vec(odd, &[5]).unwrap()]
+        };
+        let there = |t: &[Tensor]| t.iter().map(|t| t.to_device(EMULATED).unwrap()).collect::<Vec<_>>();
+        let profile = PowerProfile::new(0.1).unwrap();
+        let (mut here, mut gpu) = (PowerEma::new(profile, &at(0)), PowerEma::new(profile, &there(&at(0))));
+        for k in [0, 1, 2, 30] {
+            here.update(&at(k), k).unwrap();
+            gpu.update(&there(&at(k)), k).unwrap();
+            let values = |e: &PowerEma| e.weights().iter().map(Tensor::to_vec_f64).collect::<Vec<_>>();
+            assert_eq!(values(&here), values(&gpu), "step {k}");
         }
     }
 
