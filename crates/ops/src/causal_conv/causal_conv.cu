@@ -12,7 +12,6 @@ typedef ELEMENT T;
 typedef Wide<T>::type A;
 
 constexpr int FRAMES = 8;
-constexpr u32 THREADS = 256;
 
 struct Geometry {
     /// The grid of positions, the frames' extents and channels.
@@ -101,6 +100,7 @@ extern "C" __global__ void pack(
 // --- by multiplications of single elements ---
 
 constexpr int TILE = 64, STEP = 16, EACH = 4;
+constexpr u32 THREADS = 256;
 
 /// sum[r][c] += Σ a[k][4·(threadIdx.x / 16) + r]·b[k][4·(threadIdx.x % 16) + c]
 __device__ __forceinline__ void multiply(A (&sum)[EACH][EACH], const A (&a)[STEP][TILE + 1], const A (&b)[STEP][TILE + 1]) {
@@ -233,12 +233,14 @@ extern "C" __global__ void sum_parts(A* sum, const A* partial, i64 parts, i64 n)
 #else
 // --- by tensor cores: T is bf16, C a multiple of 8, frames and packed weights 16-byte aligned ---
 
-#ifndef STEP
-#define STEP 32
-#define STAGES 4
-#define WARPS_M 4
-#define WARPS_N 2
-#define BLOCKS 2
+// H100, 2026-11, TFLOP/s at 384→384 channels of 120 × 208, 192 of 240 × 416 and 96 of 480 × 832 positions, 27 taps:
+//   128 × 96, 2 × 2 warps, steps of 64: 329, 346, 276; steps of 32: 306, 294, 269; 4 × 2 warps, steps of 32: 263, 246, 239;
+//   256 × 96, 4 × 2 warps, steps of 64: 346, 303, 248; 128 × 128, 2 × 2 warps, steps of 32: 285, 271, 246.
+// Of few outputs, 96→3 of 480 × 832: 256 × 32, 4 × 1 warps 0.34 ms; 4 × 2 warps 0.37; 128 × 32, 4 × 2 warps 0.51.
+#if TILE_N == 32
+constexpr int TILE_M = 256, WARPS_M = 4, WARPS_N = 1, STEP = 32, STAGES = 4;
+#else
+constexpr int TILE_M = 128, WARPS_M = 2, WARPS_N = 2, STEP = 64, STAGES = 3;
 #endif
 constexpr int CHUNKS = STEP / 8, COPIERS = WARPS_M * WARPS_N * WARP;
 constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / WARPS_N, TILES_M = WARP_M / 16, TILES_N = WARP_N / 8;
@@ -274,7 +276,7 @@ struct Copy {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(COPIERS, BLOCKS) convolve_tensor_cores(
+extern "C" __global__ void __launch_bounds__(COPIERS, 2) convolve_tensor_cores(
     T* y, const T* packed, const T* bias, i64 n, FRAME_PARAMETERS, int transposed) {
     __shared__ const T* list[FRAMES];
     DYNAMIC_SHARED(shared);
