@@ -7,7 +7,7 @@ use fewstep_tensor::Device;
 use fewstep_tensor::file::TensorFile;
 
 use crate::ema::{PowerEma, PowerProfile};
-use crate::optimizer::{AdamW, AdamWConfig, Step};
+use crate::optimizer::{AdamW, AdamWConfig, Followers, Step};
 use crate::parameters::{pack, unpack};
 use crate::{Error, Result};
 
@@ -80,13 +80,20 @@ impl Learner {
     pub fn update(&mut self, grads: Grads, k: u64, lr_scale: f64) -> Result<Step> {
         let grads = grads.into_tensors(&self.params);
         self.whole = false;
-        // What stays wide is shared with the masters, which are written in place.
-        self.copy = None;
-        let step = self.optimizer.step(self.params.trained_mut(), &grads, lr_scale)?;
-        if let (Step::Taken(_), Some(ema)) = (&step, &mut self.ema) {
-            ema.update(self.params.trained(), k)?;
+        // What stays wide is shared with the masters, which are written in place; the rest is written with them.
+        let mut copies = self.copy.take().map_or(Vec::new(), |copy| {
+            let pairs = copy.trained().iter().zip(self.params.trained());
+            pairs.map(|(c, p)| (c.dtype() != p.dtype()).then(|| c.clone())).collect()
+        });
+        let followers = Followers {
+            average: self.ema.as_mut().map(|ema| ema.following(k)),
+            copies: copies.iter_mut().map(Option::as_mut).collect(),
+        };
+        let step = self.optimizer.step_with(self.params.trained_mut(), &grads, lr_scale, followers)?;
+        if !copies.is_empty() {
+            let trained = copies.into_iter().zip(self.params.trained()).map(|(c, p)| c.unwrap_or_else(|| p.clone()));
+            self.copy = Some(self.params.with_trained(trained.collect())?);
         }
-        self.refresh()?;
         self.whole = true;
         Ok(step)
     }
