@@ -76,7 +76,7 @@ fn portable<'a>(
     tiles: &Tiles,
 ) -> Result<Launch<'a>> {
     let launch = launch(e, source, kernel, x, rows.div_ceil(tiles.rows))?.threads(tiles.threads).shared(tiles.shared);
-    let launch = launch.define("HEAD", e.k).define("VALUE", e.v).define("MASK", 0);
+    let launch = launch.define("HEAD", e.k).define("VALUE", e.v).define("MASK", 0).define("UNROLL", 2);
     Ok(tiles.defines.iter().fold(launch, |launch, (name, value)| launch.define(name, value)))
 }
 
@@ -197,7 +197,7 @@ fn portable_vjp(
     let statistics = || Tensor::empty(&[e.n, e.b, e.l.next_multiple_of(PADDED)], dtype.wide(), device);
     let inputs = Inputs { x, log_sum_exp: statistics()?, delta: statistics()? };
     let tiles = Tiles::backward_queries(e, shared);
-    let queries = |kernel| Ok::<_, crate::Error>(portable(e, (&QUERIES, kernel), y, e.l, &tiles)?.define("DELTA", 0));
+    let queries = |kernel| portable(e, (&QUERIES, kernel), y, e.l, &tiles);
     queries("attention_delta")?
         .grid([e.l.next_multiple_of(PADDED) / DELTA_ROWS, e.n, e.b])
         .threads(DELTA_THREADS)
@@ -218,10 +218,11 @@ fn portable_vjp(
         strides.iter().fold(launch, |launch, &stride| launch.size(stride)).real(e.scale).run()
     };
     let mut bars = vec![None, None, None];
-    if wanted[0] {
+    // k̄ takes the δ that q̄ corrects.
+    if wanted[0] || wanted[1] {
         let q_bar = bar(0)?;
         finish(inputs.pass(queries("attention_backward_queries")?).tensor(&q_bar), &[e.n * e.k])?;
-        bars[0] = Some(q_bar);
+        bars[0] = wanted[0].then_some(q_bar);
     }
     if wanted[1] || wanted[2] {
         let (k_bar, v_bar) = (bar(1)?, bar(2)?);

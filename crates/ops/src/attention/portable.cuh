@@ -6,7 +6,7 @@
 
 constexpr int K_WIDTH = (HEAD + 15) / 16 * 16, V_WIDTH = (VALUE + 15) / 16 * 16;
 constexpr int K_PITCH = K_WIDTH + 8, V_PITCH = V_WIDTH + 8;
-constexpr int THREADS = WARPS * 32;
+constexpr int THREADS = WARPS * 32, STEPS = UNROLL;
 
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
@@ -61,7 +61,7 @@ __device__ __forceinline__ void as_operand(u32 (&a)[4], const float (&left)[4], 
 template <int WIDTH, int M, int N>
 __device__ __forceinline__ void multiply_transposed(float (&c)[M][N][4], const bf16* a_lane, const bf16* b_lane) {
     constexpr int PITCH = WIDTH + 8;
-#pragma unroll
+#pragma unroll STEPS
     for (int d = 0; d < WIDTH; d += 16) {
         u32 a[M][4], b[4];
 #pragma unroll

@@ -6,8 +6,9 @@
 // sample padded to L', a multiple of 64 (packed: [N, (⌊total / 64⌋ + B)·64]): the log-sum-exp in units of the exponent of 2, +∞
 // for a row without keys and for padding, which makes every p zero there; and δ.
 //
-// With DELTA the second kernel computes no q̄ but δ = Σ p·(ȳ·vᵀ) over the keys, which is exact where ȳ·y knows y rounded to bf16: an
-// error that all keys of a row share, and that grows over their differences with the number of keys.
+// δ from y, which is rounded to bf16, has an error that all keys of a row share; relative to what distinguishes the keys it
+// grows with their number, and with the mean of v. The second kernel finds it, r = Σ p·(ȳ·vᵀ − δ) over the keys, corrects
+// q̄ by −r·Σ p·k, and stores δ + r.
 //
 // attention_delta: grid [⌈L' / 8⌉, N, B], 8 warps, a row each. attention_backward_queries: grid [⌈L / ROWS⌉, N, B], WARPS warps
 // of 16·TILES queries, keys in tiles of KEYS. Scores, sums and q̄ in f32; s̄ is rounded to bf16. No atomics.
@@ -18,6 +19,30 @@ constexpr int KN = KEYS / 8, QN = K_WIDTH / 8;
 /// Places in shared memory, in elements.
 constexpr int Q_TILE = ROWS * K_PITCH, Y_TILE = ROWS * V_PITCH, K_TILE = KEYS * K_PITCH, V_TILE = KEYS * V_PITCH;
 constexpr int K_PLACE = Q_TILE + Y_TILE, V_PLACE = K_PLACE + STAGES * K_TILE;
+
+/// o += s̄·k, mean += p·k
+__device__ __forceinline__ void accumulate(float (&o)[TILES][QN][4], float (&mean)[TILES][QN][4],
+                                           const float (&s_bar)[TILES][KN][4], const float (&p)[TILES][KN][4],
+                                           const bf16* k) {
+#pragma unroll
+    for (int j = 0; j < KN; j += 2) {
+        u32 a[TILES][4], weights[TILES][4], b[4];
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            as_operand(a[t], s_bar[t][j], s_bar[t][j + 1]);
+            as_operand(weights[t], p[t][j], p[t][j + 1]);
+        }
+#pragma unroll
+        for (int n = 0; n < QN; n += 2) {
+            ldmatrix_x4_trans(b, k + j * 8 * K_PITCH + n * 8);
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                mma_pair(o[t][n], o[t][n + 1], a[t], b);
+                mma_pair(mean[t][n], mean[t][n + 1], weights[t], b);
+            }
+        }
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(256) attention_delta(const bf16* y, const bf16* y_bar,
                                                                  const float* log_sum_exp, float* exponents,
@@ -77,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
     const bf16* y_lane = y_tile + (int)warp_id() * TILES * 16 * V_PITCH + lane_by_row<V_PITCH>();
     const int row_in_tile = (int)(warp_id() * (TILES * 16) + lane_id() / 4), pair = (int)lane_id() % 4 * 2;
 
-    float top[TILES][2], delta[TILES][2], o[TILES][QN][4];
+    float top[TILES][2], delta[TILES][2], rest[TILES][2], o[TILES][QN][4], mean[TILES][QN][4];
     const i64 statistics = padded_row(l, starts_q) + first + row_in_tile;
 #pragma unroll
     for (int t = 0; t < TILES; t++) {
@@ -86,17 +111,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
             const int row = t * 16 + half * 8;
             const bool in = first + row_in_tile + row < queries.count;
             top[t][half] = in ? exponents[statistics + row] : INFINITE;
-            delta[t][half] = in && !DELTA ? deltas[statistics + row] : 0.0f;
+            delta[t][half] = in ? deltas[statistics + row] : 0.0f;
+            rest[t][half] = 0.0f;
         }
 #pragma unroll
         for (int n = 0; n < QN; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) o[t][n][i] = 0.0f;
+            for (int i = 0; i < 4; i++) o[t][n][i] = mean[t][n][i] = 0.0f;
     }
 
 #pragma unroll 1
-    for (int first_key = 0, stage = 0; first_key < keys.count; first_key += KEYS, stage = STAGES - 1 - stage) {
-        const int left = keys.count - first_key;
+    for (int left = keys.count, stage = 0; left > 0; left -= KEYS, stage = STAGES - 1 - stage) {
         copy_async_wait<0>();
         barrier();
         if (STAGES == 2 && left > KEYS) copy_keys(1 - stage, left - KEYS);
@@ -110,7 +135,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     p[t][n][i] = 0.0f;
-                    s_bar[t][n][i] = DELTA ? 0.0f : -delta[t][i / 2];
+                    s_bar[t][n][i] = -delta[t][i / 2];
                 }
         multiply_transposed<K_WIDTH>(p, q_lane, k_tile + stage * K_TILE + lane_by_column<K_PITCH>());
         const Mask<float> mask(bias, bias_sample, bias_head, bias_row, allowed, allowed_sample, allowed_head, allowed_row);
@@ -125,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
                     if (MASK) {
                         const int row = first + row_in_tile + t * 16 + i / 2 * 8, key = pair + n * 8 + i % 2;
                         float added = 0.0f;
-                        in = row < queries.count && key < left && mask.allows(row, first_key + key, added);
+                        in = row < queries.count && key < left && mask.allows(row, keys.count - left + key, added);
                         shift += added * LOG2_E;
                     }
                     p[t][n][i] = in ? exp2_fast(p[t][n][i] * exponent + shift) : 0.0f;
@@ -147,9 +172,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     s_bar[t][n][i] *= p[t][n][i];
-                    if (DELTA) delta[t][i / 2] += s_bar[t][n][i];
+                    rest[t][i / 2] += s_bar[t][n][i];
                 }
-        if (!DELTA) multiply(o, s_bar, k_tile + stage * K_TILE + lane_by_row<K_PITCH>());
+        accumulate(o, mean, s_bar, p, k_tile + stage * K_TILE + lane_by_row<K_PITCH>());
         if (STAGES == 1) {
             barrier();
             if (left > KEYS) copy_keys(0, left - KEYS);
@@ -157,6 +182,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
         }
     }
 
+    // The lanes of a row have read its δ.
+    warp_barrier();
     // Read again: it would cost registers to keep.
     const Rows rows = rows_of(blockIdx.z, l, starts_q);
 #pragma unroll
@@ -164,12 +191,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = first + row_in_tile + t * 16 + half * 8;
-            if (DELTA) {
-                const float sum = row_sum(delta[t][half]);
-                if (row < rows.count && pair == 0) deltas[statistics + t * 16 + half * 8] = sum;
-                continue;
-            }
+            const float r = row_sum(rest[t][half]);
             if (row >= rows.count) continue;
+            if (pair == 0) deltas[statistics + t * 16 + half * 8] = delta[t][half] + r;
+#pragma unroll
+            for (int n = 0; n < QN; n++)
+#pragma unroll
+                for (int i = 2 * half; i < 2 * half + 2; i++) o[t][n][i] -= r * mean[t][n][i];
             bf16* to = q_bar + (rows.first + row) * q_bar_stride + blockIdx.y * HEAD;
             store_row<HEAD>(to, o[t], half, (float)scale);
         }

@@ -6,7 +6,7 @@
 // its primal) → y, ẏ [B, L, N, V] in bf16, log-sum-exp [B, N, L] in f32. With `starts_q`, `starts_k` [B + 1] the samples lie
 // one after another, [total, N, ·] and [N, total]. Q_DOT, K_DOT, V_DOT say which tangents there are; without any this is the
 // plain forward, and what concerns y is the same code for all. Any c leaves ẏ as it is; near the mean of ṡ it keeps h small,
-// and so its rounding to bf16: the mean of a row's first keys is taken.
+// and so its rounding to bf16. It follows the mean over the keys so far, and ȯ with it: ȯ −= (c − c_before)·o.
 //
 // Grid [⌈L / ROWS⌉, N, B], WARPS warps of 16·TILES queries. FlashAttention-2 (arXiv:2307.08691): keys in tiles of KEYS with a
 // running maximum, scores and sums in f32, p and h rounded to bf16. Tiles come by cp.async, STAGES of them in shared memory;
@@ -40,7 +40,7 @@ __device__ __forceinline__ void scores(float (&p)[TILES][KN][4], float (&h)[TILE
                 p[t][n][i] = 0.0f;
                 h[t][n][i] = -state.centre[t][i / 2];
             }
-#pragma unroll
+#pragma unroll STEPS
     for (int d = 0; d < K_WIDTH; d += 16) {
         u32 a[TILES][4], a_dot[TILES][4], b[4], b_dot[4];
 #pragma unroll
@@ -88,10 +88,10 @@ __device__ __forceinline__ void accumulate(float (&o)[TILES][VN][4], float (&o_d
     }
 }
 
-/// Scores to p, and ṡ − c to h, of one row of a tile; `shrink` is what the sums so far are worth now. The maximum is in units
-/// of `unit` in the exponent of 2.
+/// Scores to p, and ṡ − c to h, of one row of a tile. `unit` is that of the scores in the exponent of 2. What was summed before
+/// is worth `shrink` now, and `shift` more is in c: the mean of ṡ so far, this tile included.
 __device__ __forceinline__ void soften(float (&p)[KN][4], float (&h)[KN][4], Softmax& state, int t, int half, float unit,
-                                       float scale, bool centres, float& shrink) {
+                                       float scale, float& shrink, float& shift) {
     const int from = 2 * half, to = from + 2;
     const float before = state.top[t][half];
     float top = before;
@@ -112,30 +112,21 @@ __device__ __forceinline__ void soften(float (&p)[KN][4], float (&h)[KN][4], Sof
             sum = add_rn(sum, p[n][i]);
         }
     if (!SCORES_MOVE) return;
-    if (centres) {
-        float mean = 0.0f;
-#pragma unroll
-        for (int n = 0; n < KN; n++)
-#pragma unroll
-            for (int i = from; i < to; i++) mean += p[n][i] * h[n][i];
-        mean = row_sum(mean);
-        const float weight = row_sum(sum);
-        const float shift = before == -INFINITE && weight > 0.0f ? mean / weight : 0.0f;
-        state.centre[t][half] += shift;
-#pragma unroll
-        for (int n = 0; n < KN; n++)
-#pragma unroll
-            for (int i = from; i < to; i++) h[n][i] -= shift;
-    }
     float& sum_dot = state.sum_dot[t][half];
     sum_dot *= shrink;
 #pragma unroll
     for (int n = 0; n < KN; n++)
 #pragma unroll
-        for (int i = from; i < to; i++) {
-            h[n][i] *= p[n][i] * scale;
-            sum_dot += h[n][i];
-        }
+        for (int i = from; i < to; i++) sum_dot += p[n][i] * h[n][i];
+    const float weight = row_sum(sum), total = row_sum(sum_dot);
+    shift = weight > 0.0f ? total / weight : 0.0f;
+    state.centre[t][half] += shift;
+    sum_dot -= shift * sum;
+#pragma unroll
+    for (int n = 0; n < KN; n++)
+#pragma unroll
+        for (int i = from; i < to; i++) h[n][i] = (h[n][i] - shift) * (p[n][i] * scale);
+    shift *= scale;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
@@ -195,8 +186,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
     }
 
 #pragma unroll 1
-    for (int first_key = 0, stage = 0; first_key < keys.count; first_key += KEYS, stage = STAGES - 1 - stage) {
-        const int left = keys.count - first_key, next = STAGES - 1 - stage;
+    for (int left = keys.count, stage = 0; left > 0; left -= KEYS, stage = STAGES - 1 - stage) {
+        const int next = STAGES - 1 - stage;
         copy_async_wait<0>();
         barrier();
         if (STAGES == 1) copy_values(stage, left);
@@ -225,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
                     for (int i = 0; i < 4; i++) {
                         int row = first + row_in_tile + t * 16 + i / 2 * 8, key = pair + n * 8 + i % 2;
                         float added = 0.0f;
-                        bool in = row < queries.count && key < left && mask.allows(row, first_key + key, added);
+                        bool in = row < queries.count && key < left && mask.allows(row, keys.count - left + key, added);
                         p[t][n][i] = in ? fma_rn(p[t][n][i], exponent, mul_rn(added, LOG2_E)) : -INFINITE;
                     }
         } else if (left < KEYS) {
@@ -240,16 +231,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
 
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
-            float shrink[2];
+            float shrink[2], shift[2];
 #pragma unroll
             for (int half = 0; half < 2; half++)
-                soften(p[t], h[t], state, t, half, unit, (float)scale, MASK || first_key == 0, shrink[half]);
+                soften(p[t], h[t], state, t, half, unit, (float)scale, shrink[half], shift[half]);
 #pragma unroll
             for (int n = 0; n < VN; n++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     o[t][n][i] = mul_rn(o[t][n][i], shrink[i / 2]);
                     if (MOVES) o_dot[t][n][i] *= shrink[i / 2];
+                    if (SCORES_MOVE) o_dot[t][n][i] -= shift[i / 2] * o[t][n][i];
                 }
         }
         accumulate(o, o_dot, p, h, v_lane + stage * V_TILE * (1 + V_DOT));
@@ -264,7 +256,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
         for (int half = 0; half < 2; half++) {
             const float sum = row_sum(state.sum[t][half]);
             const float inverse = sum == 0.0f ? 0.0f : div_rn(1.0f, sum);
-            const float mean_dot = row_sum(state.sum_dot[t][half]) * inverse;
+            const float mean_dot = row_sum(state.sum_dot[t][half]) * inverse * (float)scale;
 #pragma unroll
             for (int n = 0; n < VN; n++)
 #pragma unroll

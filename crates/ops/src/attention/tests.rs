@@ -60,14 +60,8 @@ fn every_rule_holds_on_a_gpu() {
 
 #[test]
 fn every_rule_holds_in_bf16_on_the_tensor_cores_of_a_gpu() {
-    let shapes = [
-        [1, 1, 1, 1, 8, 8],
-        [1, 3, 0, 2, 16, 8],
-        [2, 70, 130, 2, 64, 64],
-        [1, 129, 65, 1, 128, 128],
-        [1, 150, 77, 2, 72, 40],
-        [1, 40, 50, 1, 256, 136],
-    ];
+    // No keys; a padded width; the widths that are to be fast.
+    let shapes = [[1, 3, 0, 2, 16, 8], [2, 70, 130, 2, 72, 40], [1, 150, 77, 1, 128, 128]];
     for (seed, [b, l, s, n, k, v]) in shapes.into_iter().enumerate() {
         let op = Attention { heads: n, scale: None };
         let shapes: [&[usize]; 3] = [&[b, l, n * k], &[b, s, n * k], &[b, s, n * v]];

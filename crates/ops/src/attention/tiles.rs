@@ -45,7 +45,7 @@ impl Tiles {
         let narrow = e.k.max(e.v) <= NARROW;
         let keys = if narrow { 64 } else { 32 };
         let choices: &[[usize; 3]] = match (narrow, q || k || v) {
-            (true, false) => &[[4, 2, 2], [4, 2, 1], [2, 2, 1]],
+            (true, false) => &[[4, 2, 1], [2, 2, 1]],
             _ => &[[8, 1, 2], [8, 1, 1], [4, 1, 1], [2, 1, 1], [1, 1, 1]],
         };
         let copies = |dot: bool| 1 + usize::from(dot);
@@ -59,13 +59,11 @@ impl Tiles {
 
     /// Of the backward kernel over queries.
     pub fn backward_queries(e: &Extents, limit: usize) -> Self {
-        let choices: &[[usize; 3]] = match e.k.max(e.v) <= NARROW {
-            true => &[[4, 2, 2], [4, 2, 1], [2, 2, 1]],
-            false => &[[4, 1, 2], [4, 1, 1], [2, 1, 1], [1, 1, 1]],
-        };
-        let bytes = |[warps, tiles, stages]: [usize; 3]| (warps * tiles * TILE + stages * 32) * (row(e.k) + row(e.v));
-        let (choice, shared) = first_that_fits(choices, limit, bytes);
-        Self::new(choice, shared, "KEYS", 32)
+        let keys = if e.k.max(e.v) <= NARROW { 64 } else { 32 };
+        let choices = [[8, 1, 2], [8, 1, 1], [4, 1, 1], [2, 1, 1], [1, 1, 1]];
+        let bytes = |[warps, _, stages]: [usize; 3]| (warps * TILE + stages * keys) * (row(e.k) + row(e.v));
+        let (choice, shared) = first_that_fits(&choices, limit, bytes);
+        Self::new(choice, shared, "KEYS", keys)
     }
 
     /// Of the backward kernel over keys.
