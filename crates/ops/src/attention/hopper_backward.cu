@@ -4,74 +4,53 @@
 //   v̄ = Pᵀ·ȳ   k̄ = scale·Ṡᵀ·q   q̄ = scale·Ṡ·k
 //
 // q, y, ȳ, q̄ are [B, L, N, HEAD] and k, v, k̄, v̄ [B, S, N, HEAD] in bf16; L, S ≥ 1; HEAD is 64 or 128. Products of bf16
-// accumulate in float; P and Ṡ are computed in float and rounded to bf16 as operands. The scores are computed by both
-// attention_backward_keys (k̄, v̄) and attention_backward_queries (q̄), 7 products instead of 5: no block adds to what another
-// wrote, so the bits are the same on every run, and either can be left out.
+// accumulate in float; P and Ṡ are computed in float and rounded to bf16 as operands. attention_backward_keys (k̄, v̄) and
+// attention_backward_queries (q̄) compute the scores each, 7 products instead of 5: no block adds to what another wrote, so the
+// bits are the same on every run, and either can be left out.
 //
-// One warpgroup of a block starts the copies; each other one owns 64 rows, of keys (with the scores transposed) or of queries.
-// The other side streams past in tiles, so that P and Ṡ leave the accumulators of one product as the register operand of the
-// next. Of a tile, P is computed during ȳ·vᵀ and Ṡ during Pᵀ·ȳ, 16 columns ahead of the product that reads them, and the next
-// tile's scores follow at once.
+// One warpgroup of a block starts the copies; each of the two others owns a tile of 64 keys (with the scores transposed) or of
+// 64 queries. The tiles of the other side stream past, so that P and Ṡ leave the accumulators of one product as the register
+// operand of the next. P is computed during ȳ·vᵀ and Ṡ during Pᵀ·ȳ, 16 columns ahead of the product that reads them, and the
+// scores of the next tile follow at once.
 //
 // Launch, in this order; x, y, z of the grid are rows, N, B:
 //   attention_backward_rows     256 threads; x = ceil(padded / (2048 / HEAD)). Writes `stats`, float [B, N, 2, padded]: the
-//                               log-sum-exp in base 2, then δ; zeros from L on. padded: L rounded up to KEYS_TILE.
+//                               log-sum-exp in base 2, then δ; zeros from L on. padded: L rounded up to 64.
 //   attention_backward_keys     384 threads, KeysRing::BYTES of dynamic shared memory; x = ceil(S / 128) · parts.
 //   attention_backward_sum      where parts > 1: 256 threads; x = ceil(S / (2048 / HEAD)).
 //   attention_backward_queries  384 threads, QueriesRing::BYTES of dynamic shared memory; x = ceil(L / 128).
 // With few keys, `parts` > 1 shares the queries out among blocks, each of which leaves its terms of k̄ and v̄ in `sums`, float
-// [parts, 2, B, N, S, HEAD], not read or written otherwise; at most ceil(L / KEYS_TILE) parts.
+// [parts, 2, B, N, S, HEAD], which is not touched otherwise; at most padded / 64 parts.
 //
-// A TensorMap is of a 4-d bf16 tensor of dims [HEAD, N, rows, B], strides [2·HEAD, 2·token, 2·batch] bytes (multiples of 16,
-// as the address), box [64, 1, box rows, 1], element strides 1, no interleave, 128-byte swizzle, zero fill. Box rows: KEYS_TILE
-// for q and ȳ of attention_backward_keys, QUERIES_TILE for k and v of attention_backward_queries, 64 for all others. Strides
-// in the parameters are in elements.
-
-// Rows of the tiles that stream past, and how many are in flight: the fastest of 64..112 rows and 2..6 tiles on an H100.
-#ifndef KEYS_TILE
-constexpr int KEYS_TILE = HEAD == 128 ? 64 : 96, KEYS_STAGES = HEAD == 128 ? 3 : 4;
-constexpr int QUERIES_TILE = 96, QUERIES_STAGES = HEAD == 128 ? 3 : 4;
-#endif
+// Each TensorMap is of a 4-d bf16 tensor: dims [HEAD, N, rows, B], strides [2·HEAD, 2·token, 2·batch] bytes (multiples of 16,
+// as the address), box [64, 1, 64, 1], element strides 1, no interleave, 128-byte swizzle, zero fill. Strides among the
+// parameters are in elements.
 
 constexpr u32 GROUP = 128; // threads of a warpgroup
-constexpr u32 GROUPS = 2;  // warpgroups with rows of their own
-constexpr u32 ROWS = 64;   // rows of a warpgroup
+constexpr u32 GROUPS = 2;  // warpgroups with a tile of their own
+constexpr int TILE = 64;   // rows of a tile
 constexpr u32 PANELS = HEAD / 64;
+constexpr u32 PANEL = TILE * PANEL_ROW;
 constexpr u32 LANES = HEAD / 8; // threads of a row of 16-byte accesses
 constexpr float LOG2_E = 1.4426950408889634f;
 
-/// D = A·B as in `hopper.cuh`, N = 96.
-template <int A, int B> __device__ __forceinline__ void wgmma_ss(float (&d)[48], u64 a, u64 b, bool accumulate) {
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %50, 0; wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
-        "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
-        "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-        "}, %48, %49, p, 1, 1, %51, %52; }"
-        : WGMMA_32(0), WGMMA_4(32), WGMMA_4(36), WGMMA_4(40), WGMMA_4(44)
-        : "l"(a), "l"(b), "r"((int)accumulate), "n"(A), "n"(B));
-}
 /// Starts a copy of contiguous bytes to shared memory, both 16-byte aligned; the barrier counts them. One thread.
 __device__ __forceinline__ void copy_bytes(void* to, const void* from, u64* b, u32 bytes) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  :: "r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(b)) : "memory");
 }
 
-/// The shared memory of a block: its own rows of two operands, `STAGES` tiles of the two that stream past with `FLOATS` values
-/// beside each, the barriers.
-template <u32 TILE, u32 STAGES, u32 FLOATS> struct Ring {
-    static constexpr u32 OWN = ROWS * HEAD * 2;    // bytes of one operand of a warpgroup
-    static constexpr u32 STREAM = TILE * HEAD * 2; // bytes of one operand of a tile
-    static constexpr u32 PANEL = TILE * PANEL_ROW;
-    static constexpr u32 BYTES = 2 * GROUPS * OWN + STAGES * (2 * STREAM + FLOATS * 4) + (2 * STAGES + 1) * 8;
+/// The shared memory of a block: the own tiles of two operands, `STAGES` tiles of the two that stream past with `FLOATS` values
+/// for each of their rows, the barriers.
+template <u32 STAGES, u32 FLOATS> struct Ring {
+    static constexpr u32 OPERAND = PANELS * PANEL;
+    static constexpr u32 BYTES = 2 * GROUPS * OPERAND + STAGES * (2 * OPERAND + FLOATS * TILE * 4) + (2 * STAGES + 1) * 8;
 
     unsigned char* base;
 
-    __device__ unsigned char* own(u32 operand, u32 group) const { return base + (operand * GROUPS + group) * OWN; }
-    __device__ unsigned char* tile(u32 operand, u32 stage) const {
-        return base + 2 * GROUPS * OWN + (2 * stage + operand) * STREAM;
-    }
-    __device__ float* floats(u32 stage) const { return reinterpret_cast<float*>(tile(0, STAGES)) + stage * FLOATS; }
+    __device__ unsigned char* own(u32 operand, u32 group) const { return base + (2 * group + operand) * OPERAND; }
+    __device__ unsigned char* tile(u32 operand, u32 stage) const { return own(operand, GROUPS + stage); }
+    __device__ float* floats(u32 stage) const { return reinterpret_cast<float*>(tile(0, STAGES)) + stage * FLOATS * TILE; }
     __device__ u64* loaded() const { return reinterpret_cast<u64*>(floats(STAGES)); }
     __device__ u64* full(u32 stage) const { return loaded() + 1 + stage; }
     __device__ u64* empty(u32 stage) const { return loaded() + 1 + STAGES + stage; }
@@ -88,43 +67,44 @@ template <u32 TILE, u32 STAGES, u32 FLOATS> struct Ring {
         }
         barrier();
     }
-    /// Starts the copies of the block's own rows. One thread.
-    __device__ void load_own(const TensorMap& a, const TensorMap& b, int row) const {
-        barrier_expect(loaded(), 2 * GROUPS * OWN);
-        for (u32 g = 0; g < GROUPS; g++)
-            for (u32 p = 0; p < PANELS; p++) {
-                u32 to = p * ROWS * PANEL_ROW;
-                copy_box(own(0, g) + to, a, loaded(), p * 64, blockIdx.y, row + g * ROWS, blockIdx.z);
-                copy_box(own(1, g) + to, b, loaded(), p * 64, blockIdx.y, row + g * ROWS, blockIdx.z);
-            }
+    /// Starts the copies of a tile. One thread.
+    __device__ void load(unsigned char* to, const TensorMap& map, u64* counted, int row) const {
+        for (u32 p = 0; p < PANELS; p++) copy_box(to + p * PANEL, map, counted, p * 64, blockIdx.y, row, blockIdx.z);
     }
-    /// Starts the copies of tiles `begin`..`end` as room comes, each with FLOATS / TILE rows of `from`, `pitch` apart. One thread.
+    /// Starts the copies of the block's own tiles. One thread.
+    __device__ void load_own(const TensorMap& a, const TensorMap& b, int row) const {
+        barrier_expect(loaded(), 2 * GROUPS * OPERAND);
+        for (u32 g = 0; g < GROUPS; g++) {
+            load(own(0, g), a, loaded(), row + g * TILE);
+            load(own(1, g), b, loaded(), row + g * TILE);
+        }
+    }
+    /// Starts the copies of tiles `begin`..`end` as room comes, with FLOATS rows of `from`, `pitch` apart. One thread.
     __device__ void stream(const TensorMap& a, const TensorMap& b, const float* from, i64 pitch, int begin, int end) const {
         u32 stage = 0, parity = 1;
 #pragma unroll 1
-        for (int row = begin * TILE; row < end * (int)TILE; row += TILE) {
+        for (int row = begin * TILE; row < end * TILE; row += TILE) {
             barrier_wait(empty(stage), parity);
-            barrier_expect(full(stage), 2 * STREAM + FLOATS * 4);
-            for (u32 p = 0; p < PANELS; p++) {
-                copy_box(tile(0, stage) + p * PANEL, a, full(stage), p * 64, blockIdx.y, row, blockIdx.z);
-                copy_box(tile(1, stage) + p * PANEL, b, full(stage), p * 64, blockIdx.y, row, blockIdx.z);
-            }
-            for (int i = 0; i < int(FLOATS / TILE); i++)
+            barrier_expect(full(stage), 2 * OPERAND + FLOATS * TILE * 4);
+            load(tile(0, stage), a, full(stage), row);
+            load(tile(1, stage), b, full(stage), row);
+            for (int i = 0; i < int(FLOATS); i++)
                 copy_bytes(floats(stage) + i * TILE, from + i * pitch + row, full(stage), TILE * 4);
             if (++stage == STAGES) stage = 0, parity ^= 1;
         }
     }
 };
-typedef Ring<KEYS_TILE, KEYS_STAGES, 2 * KEYS_TILE> KeysRing;
-typedef Ring<QUERIES_TILE, QUERIES_STAGES, 0> QueriesRing;
+// From 2 to 6 tiles in flight took the same time on an H100, tiles of 64 to 112 rows within 3 %: its power is the limit.
+constexpr u32 KEYS_STAGES = 3, QUERIES_STAGES = 5;
+typedef Ring<KEYS_STAGES, 2> KeysRing;
+typedef Ring<QUERIES_STAGES, 0> QueriesRing;
 
-/// D = A·Bᵀ of the 64 rows of A and the 2N rows of B. One group of products.
-template <int N> __device__ __forceinline__ void dot(float (&d)[N], u64 a, u64 b) {
+/// D = A·Bᵀ of two tiles. One group of products.
+__device__ __forceinline__ void dot(float (&d)[TILE / 2], u64 a, u64 b) {
 #pragma unroll
     for (u32 i = 0; i < HEAD / 16; i++) {
-        u32 panel = i / 4, at = i % 4 * 32;
-        wgmma_ss<SUM_ALONG_COLUMNS, SUM_ALONG_COLUMNS>(
-            d, advance(a, panel * ROWS * PANEL_ROW + at), advance(b, panel * 2 * N * PANEL_ROW + at), i > 0);
+        u32 at = i / 4 * PANEL + i % 4 * 32;
+        wgmma_ss<SUM_ALONG_COLUMNS, SUM_ALONG_COLUMNS>(d, advance(a, at), advance(b, at), i > 0);
     }
     wgmma_commit();
 }
@@ -139,8 +119,9 @@ template <int N> __device__ __forceinline__ void pack(u32 (&a)[4], const float (
 #pragma unroll
     for (int j = 0; j < 4; j++) a[j] = pack_bf16(d[8 * i + 2 * j], d[8 * i + 2 * j + 1]);
 }
-/// Writes scale·D as bf16 over this warpgroup's own rows in shared memory, and these to the tensor from `row` on.
-template <int N> __device__ __forceinline__ void store(const TensorMap& map, unsigned char* own, float (&d)[N], float scale, int row) {
+/// Writes scale·D as bf16 over the warpgroup's own tile in shared memory, and that to the tensor from `row` on.
+template <int N>
+__device__ __forceinline__ void store(const TensorMap& map, unsigned char* own, float (&d)[N], float scale, int row) {
     u32 at = warp_id() % 4 * 16 + lane_id() % 16;
 #pragma unroll
     for (int i = 0; i < N / 8; i++) {
@@ -148,12 +129,12 @@ template <int N> __device__ __forceinline__ void store(const TensorMap& map, uns
         for (int j = 0; j < 8; j++) d[8 * i + j] *= scale;
         u32 a[4];
         pack(a, d, i);
-        stmatrix_x4(own + i / 4 * ROWS * PANEL_ROW + swizzle(at, i % 4 * 2 + lane_id() / 16), a);
+        stmatrix_x4(own + i / 4 * PANEL + swizzle(at, i % 4 * 2 + lane_id() / 16), a);
     }
     fence_async();
     named_barrier(warp_id() / 4, GROUP);
     if (threadIdx.x % GROUP == 0) {
-        for (u32 p = 0; p < PANELS; p++) store_box(map, own + p * ROWS * PANEL_ROW, p * 64, blockIdx.y, row, blockIdx.z);
+        for (u32 p = 0; p < PANELS; p++) store_box(map, own + p * PANEL, p * 64, blockIdx.y, row, blockIdx.z);
         store_commit();
     }
 }
@@ -163,7 +144,8 @@ template <int N> __device__ __forceinline__ void store_sums(float* to, const flo
 #pragma unroll
     for (int i = 0; i < N / 2; i++) {
         u32 at = row + i % 2 * 8;
-        if (at < rows) *reinterpret_cast<float2*>(to + at * HEAD + i / 2 * 8 + lane_id() % 4 * 2) = make_float2(d[2 * i], d[2 * i + 1]);
+        float* pair = to + at * HEAD + i / 2 * 8 + lane_id() % 4 * 2;
+        if (at < rows) *reinterpret_cast<float2*>(pair) = make_float2(d[2 * i], d[2 * i + 1]);
     }
 }
 template <int N> __device__ __forceinline__ void zero(float (&d)[N]) {
@@ -198,9 +180,9 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_ke
     const float* stats, float* sums, i64 s, i64 padded, int parts, double scale) {
     DYNAMIC_SHARED(shared);
     KeysRing ring{shared};
-    int blocks = gridDim.x / parts, part = blockIdx.x / blocks, tiles = padded / KEYS_TILE;
+    int blocks = gridDim.x / parts, part = blockIdx.x / blocks, tiles = padded / TILE;
     int begin = (i64)tiles * part / parts, end = (i64)tiles * (part + 1) / parts;
-    int row = blockIdx.x % blocks * (GROUPS * ROWS);
+    int row = blockIdx.x % blocks * (GROUPS * TILE);
     i64 head = (i64)blockIdx.z * gridDim.y + blockIdx.y;
     u32 group = shuffle(warp_id() / 4, 0);
     ring.init();
@@ -213,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_ke
     } else {
         registers_claim<240>();
         group--;
-        row += group * ROWS;
+        row += group * TILE;
         float c = (float)scale * LOG2_E;
         float k_sum[HEAD / 2], v_sum[HEAD / 2];
         zero(k_sum);
@@ -225,12 +207,12 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_ke
         for (int tile = begin; tile < end; tile++) {
             // Transposed scores: rows are keys, columns queries. Arrays of their own for P and Ṡ: writing to an accumulator
             // would have the compiler wait for all products.
-            float scores[KEYS_TILE / 2], p_bar[KEYS_TILE / 2], p[KEYS_TILE / 2], s_bar[KEYS_TILE / 2];
-            u32 p_operand[KEYS_TILE / 16][4], s_operand[KEYS_TILE / 16][4];
+            float scores[TILE / 2], p_bar[TILE / 2], p[TILE / 2], s_bar[TILE / 2];
+            u32 p_operand[TILE / 16][4], s_operand[TILE / 16][4];
             const float2* lse = reinterpret_cast<const float2*>(ring.floats(stage)) + lane_id() % 4;
-            const float2* delta = lse + KEYS_TILE / 2;
-            u64 q_rows = operand_columns(shared_address(ring.tile(0, stage)), ring.PANEL);
-            u64 y_bar_rows = operand_columns(shared_address(ring.tile(1, stage)), ring.PANEL);
+            const float2* delta = lse + TILE / 2;
+            u64 q_rows = operand_columns(shared_address(ring.tile(0, stage)), PANEL);
+            u64 y_bar_rows = operand_columns(shared_address(ring.tile(1, stage)), PANEL);
 
             barrier_wait(ring.full(stage), parity);
             wgmma_fence();
@@ -241,7 +223,7 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_ke
             // The products of the tile before are done too.
             if (tile > begin && lane_id() == 0) barrier_arrive(ring.empty(last));
 #pragma unroll
-            for (int i = 0; i < KEYS_TILE / 16; i++) {
+            for (int i = 0; i < TILE / 16; i++) {
 #pragma unroll
                 for (int j = 8 * i; j < 8 * i + 8; j++) {
                     float2 m = lse[j / 4 * 4];
@@ -250,10 +232,10 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_ke
                 pack(p_operand[i], p, i);
                 add_product(v_sum, p_operand[i], y_bar_rows, i);
             }
-            wgmma_wait<KEYS_TILE / 16>();
+            wgmma_wait<TILE / 16>();
             wgmma_touch(p_bar);
 #pragma unroll
-            for (int i = 0; i < KEYS_TILE / 16; i++) {
+            for (int i = 0; i < TILE / 16; i++) {
 #pragma unroll
                 for (int j = 8 * i; j < 8 * i + 8; j++) {
                     float2 d = delta[j / 4 * 4];
@@ -263,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_ke
                 add_product(k_sum, s_operand[i], q_rows, i);
             }
             // Frees P's registers for the next tile's scores.
-            wgmma_wait<KEYS_TILE / 16>();
+            wgmma_wait<TILE / 16>();
             last = stage;
             if (++stage == KEYS_STAGES) stage = 0, parity ^= 1;
         }
@@ -310,8 +292,8 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_qu
     double scale) {
     DYNAMIC_SHARED(shared);
     QueriesRing ring{shared};
-    int tiles = (s + QUERIES_TILE - 1) / QUERIES_TILE;
-    int row = blockIdx.x * (GROUPS * ROWS);
+    int tiles = (s + TILE - 1) / TILE;
+    int row = blockIdx.x * (GROUPS * TILE);
     u32 group = shuffle(warp_id() / 4, 0);
     ring.init();
     if (group == 0) {
@@ -323,7 +305,7 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_qu
     } else {
         registers_claim<240>();
         group--;
-        row += group * ROWS;
+        row += group * TILE;
         float c = (float)scale * LOG2_E;
         float q_sum[HEAD / 2], lse[2], delta[2];
         zero(q_sum);
@@ -338,9 +320,9 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_qu
         u32 stage = 0, last = 0, parity = 0;
         barrier_wait(ring.loaded(), 0);
         for (int tile = 0; tile < tiles; tile++) {
-            float scores[QUERIES_TILE / 2], p_bar[QUERIES_TILE / 2], p[QUERIES_TILE / 2], s_bar[QUERIES_TILE / 2];
-            u32 s_operand[QUERIES_TILE / 16][4];
-            u64 k_rows = operand_columns(shared_address(ring.tile(0, stage)), ring.PANEL);
+            float scores[TILE / 2], p_bar[TILE / 2], p[TILE / 2], s_bar[TILE / 2];
+            u32 s_operand[TILE / 16][4];
+            u64 k_rows = operand_columns(shared_address(ring.tile(0, stage)), PANEL);
 
             barrier_wait(ring.full(stage), parity);
             wgmma_fence();
@@ -350,17 +332,17 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_qu
             wgmma_touch(scores);
             if (tile > 0 && lane_id() == 0) barrier_arrive(ring.empty(last));
 #pragma unroll
-            for (int j = 0; j < QUERIES_TILE / 2; j++) p[j] = exp2_fast(fma_rn(scores[j], c, -lse[j / 2 % 2]));
+            for (int j = 0; j < TILE / 2; j++) p[j] = exp2_fast(fma_rn(scores[j], c, -lse[j / 2 % 2]));
             // A key of zeros beyond the last still has a probability, infinite perhaps.
-            if (i64 valid = s - (i64)tile * QUERIES_TILE; valid < QUERIES_TILE) {
+            if (i64 valid = s - (i64)tile * TILE; valid < TILE) {
 #pragma unroll
-                for (int j = 0; j < QUERIES_TILE / 2; j++)
+                for (int j = 0; j < TILE / 2; j++)
                     if (j / 4 * 8 + lane_id() % 4 * 2 + j % 2 >= valid) p[j] = 0;
             }
             wgmma_wait<0>();
             wgmma_touch(p_bar);
 #pragma unroll
-            for (int i = 0; i < QUERIES_TILE / 16; i++) {
+            for (int i = 0; i < TILE / 16; i++) {
 #pragma unroll
                 for (int j = 8 * i; j < 8 * i + 8; j++) s_bar[j] = p[j] * (p_bar[j] - delta[j / 2 % 2]);
                 pack(s_operand[i], s_bar, i);
