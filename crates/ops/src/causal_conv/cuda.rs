@@ -3,8 +3,8 @@
 use fewstep_tensor::cuda::{Launch, Source};
 use fewstep_tensor::{DType, Tensor};
 
-use super::geometry::Extents;
 use super::NAME;
+use super::geometry::Extents;
 use crate::shape::cuda::padded;
 use crate::{Error, Result, Saved};
 
@@ -143,9 +143,10 @@ pub(super) fn forward(e: &Extents, x: &[&Tensor]) -> Result<Tensor> {
 
 /// ẏ = biaṡ + W∗ẋ + Ẇ∗x
 pub(super) fn tangent(e: &Extents, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Tensor> {
-    let moving = x_dot[2..].iter().enumerate().filter_map(|(j, d)| {
-        d.map(|source| Part { weights: x[0], tap: e.tap(j), sources: vec![source] })
-    });
+    let moving = x_dot[2..]
+        .iter()
+        .enumerate()
+        .filter_map(|(j, d)| d.map(|source| Part { weights: x[0], tap: e.tap(j), sources: vec![source] }));
     let kernel = x_dot[0].map(|weights| Part { weights, tap: e.tap(0), sources: x[2..].to_vec() });
     product(e, &moving.chain(kernel).collect::<Vec<_>>(), x_dot[1], x[0], false)
 }
