@@ -24,6 +24,7 @@ pub struct Learner {
     copy: Option<Params>,
     optimizer: AdamW,
     ema: Option<PowerEma>,
+    whole: bool,
 }
 
 impl Learner {
@@ -41,7 +42,7 @@ impl Learner {
         let names: Vec<String> = params.trained_specs().iter().map(|s| s.name.clone()).collect();
         let optimizer = AdamW::new(optimizer, &names, params.trained())?;
         let ema = average.map(|profile| PowerEma::new(profile, params.trained()));
-        let mut learner = Learner { role, names, compute, params, copy: None, optimizer, ema };
+        let mut learner = Learner { role, names, compute, params, copy: None, optimizer, ema, whole: true };
         learner.refresh()?;
         Ok(learner)
     }
@@ -78,6 +79,7 @@ impl Learner {
     /// If the gradients are not this network's.
     pub fn update(&mut self, grads: Grads, k: u64, lr_scale: f64) -> Result<Step> {
         let grads = grads.into_tensors(&self.params);
+        self.whole = false;
         // What stays wide is shared with the masters, which are written in place; the rest is written with them.
         let mut copies = self.copy.take().map_or(Vec::new(), |copy| {
             let pairs = copy.trained().iter().zip(self.params.trained());
@@ -92,7 +94,13 @@ impl Learner {
             let trained = copies.into_iter().zip(self.params.trained()).map(|(c, p)| c.unwrap_or_else(|| p.clone()));
             self.copy = Some(self.params.with_trained(trained.collect())?);
         }
+        self.whole = true;
         Ok(step)
+    }
+
+    /// Whether the state is that after whole updates: not if one failed on the way.
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Adds weights, optimiser state and average to a checkpoint's files.

@@ -1,7 +1,7 @@
 //! Tensors on NVIDIA GPUs: their memory, copies, and kernels that take tensors.
 
 use fewstep_cuda::{Buffer, Element, Operand, Product, TensorMap};
-pub use fewstep_cuda::{Gpu, Source, Variant, cache_problem, compile_for, memory};
+pub use fewstep_cuda::{Error as CudaError, Gpu, Source, Variant, cache_problem, compile_for, memory, profile};
 
 use crate::{DType, Device, Error, Result, Tensor};
 
