@@ -4,6 +4,7 @@ use fewstep_tensor::cuda::{Launch, Source, gpu};
 use fewstep_tensor::{DType, Device, Tensor};
 
 use super::Extents;
+use super::hopper;
 use super::tiles::{self, Tiles};
 use crate::{Dual, Output, Result, Saved};
 
@@ -31,6 +32,8 @@ const PADDED: usize = 64;
 enum Kernels {
     /// `simple.cu`: any dtype and width.
     Simple,
+    /// `hopper_*.cu`: bf16, heads 64 and 128 wide, sm_90a.
+    Hopper,
     /// `portable_*.cu`: bf16 on tensor cores, from sm_80 on.
     Portable {
         /// The most shared memory of a block, in bytes.
@@ -38,10 +41,12 @@ enum Kernels {
     },
 }
 
-/// Kernels for Hopper are to be chosen here.
 fn choose(e: &Extents, dtype: DType, device: Device) -> Result<Kernels> {
     let gpu = gpu(device)?;
     let properties = gpu.properties();
+    if hopper::serves(e, dtype, properties.capability) {
+        return Ok(Kernels::Hopper);
+    }
     let fits = [e.k, e.v].iter().all(|width| tiles::WIDTHS.contains(width) && width.is_multiple_of(8));
     let portable = dtype == DType::Bf16 && fits && e.scale > 0.0 && properties.capability >= (8, 0);
     Ok(if portable { Kernels::Portable { shared: properties.shared } } else { Kernels::Simple })
@@ -97,6 +102,10 @@ fn evaluate(e: &Extents, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<(Te
     let x_dot = x_dot.iter().map(|t| t.map(aligned).transpose()).collect::<Result<Vec<_>>>()?;
     let (kernels, name) = (choose(e, dtype, device)?, "attention_forward");
     let launch = match kernels {
+        Kernels::Hopper => {
+            hopper::forward(e, &x, &x_dot, (&y, y_dot.as_ref(), &log_sum_exp))?;
+            return Ok((y, y_dot, log_sum_exp));
+        }
         Kernels::Simple => simple(e, name, &y, [e.l, e.v])?,
         Kernels::Portable { shared } => {
             let dots = [0, 1, 2].map(|i| x_dot[i].is_some());
@@ -117,7 +126,7 @@ fn lengths<'a>(launch: Launch<'a>, e: &Extents, kernels: Kernels) -> Launch<'a> 
     let launch = launch.size(e.l).size(e.s);
     let launch = match kernels {
         Kernels::Simple => launch.size(e.k).size(e.v),
-        Kernels::Portable { .. } => launch,
+        Kernels::Portable { .. } | Kernels::Hopper => launch,
     };
     launch.size(e.n * e.k).size(e.n * e.k).size(e.n * e.v)
 }
@@ -154,6 +163,7 @@ pub(super) fn vjp(e: &Extents, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -
     let x = x.into_iter().map(aligned).collect::<Result<Vec<_>>>()?;
     let y = aligned(saved.output()?)?;
     match choose(e, dtype, device)? {
+        Kernels::Hopper => hopper::backward(e, [&x[0], &x[1], &x[2], &x[3]], (&y, saved.kept(0)?), wanted),
         Kernels::Simple => simple_vjp(e, saved, x, &y, wanted),
         Kernels::Portable { shared } => portable_vjp(e, saved, x, &y, wanted, shared),
     }

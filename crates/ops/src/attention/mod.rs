@@ -2,9 +2,10 @@
 
 mod cpu;
 mod cuda;
+mod hopper;
 mod tiles;
 
-use fewstep_tensor::{Tensor, dispatch_float};
+use fewstep_tensor::{Device, Tensor, dispatch_float};
 
 use crate::cost::inputs;
 use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
