@@ -82,7 +82,9 @@ fn any_tangents_give_the_same_primal_and_their_part_on_the_tensor_cores_of_a_gpu
     let (x, x64): (Vec<_>, Vec<_>) = (x.iter().collect(), x64.iter().collect());
     let y = op.forward(&x).unwrap().y.to_vec_f64();
     for subset in 1..8 {
-        let some = |t: &'_ [Tensor]| -> Vec<Option<Tensor>> { (0..3).map(|i| (subset >> i & 1 == 1).then(|| t[i].clone())).collect() };
+        let some = |t: &'_ [Tensor]| -> Vec<Option<Tensor>> {
+            (0..3).map(|i| (subset >> i & 1 == 1).then(|| t[i].clone())).collect()
+        };
         let (u, u64) = (some(&u), some(&u64));
         let dual = op.jvp(&x, &u.iter().map(Option::as_ref).collect::<Vec<_>>()).unwrap();
         let want = op.jvp(&x64, &u64.iter().map(Option::as_ref).collect::<Vec<_>>()).unwrap().tangent.unwrap();
@@ -93,7 +95,7 @@ fn any_tangents_give_the_same_primal_and_their_part_on_the_tensor_cores_of_a_gpu
 }
 
 /// Rounding of probabilities, of what multiplies them and of the output: 2⁻⁹ each, and as much again for the means.
-const HALF_TOLERANCE: f64 = 4.0 * 0.001_953_125;
+pub(super) const HALF_TOLERANCE: f64 = 4.0 * 0.001_953_125;
 
 fn fixture() -> TensorFile {
     let local = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
