@@ -343,7 +343,7 @@ fn uneven(t: Tensor) -> Result<Tensor> {
 }
 
 /// ‖got − want‖₂/‖want‖₂; the absolute norm where want is zero.
-fn relative_l2(got: &Tensor, want: &Tensor) -> f64 {
+pub(crate) fn relative_l2(got: &Tensor, want: &Tensor) -> f64 {
     if got.shape() != want.shape() {
         return f64::NAN;
     }
