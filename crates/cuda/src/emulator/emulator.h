@@ -4,9 +4,9 @@
 // shuffle, mma, ldmatrix) and goes on when all others of its warp or block have met the same one; between two collectives the
 // order of warps and lanes is shuffled, the same way on every run. Caught and named by kernel, block and thread:
 //
-// - access outside of a buffer or of shared memory (guard pages), an index outside of a fixed array, a misaligned access;
+// - an access outside of buffers and shared memory, an index outside of a fixed array, a misaligned access;
 // - shared memory read before it is written (every byte is 0xff, a NaN, when a block starts);
-// - two threads that touch the same shared byte, one of them writing, with no barrier between;
+// - two threads that touch the same byte, one of them writing, with no barrier between, and two blocks that do;
 // - a copy_async16 that nobody waited for (the bytes are NaN until then);
 // - a collective that some threads miss: divergence, early return.
 //
@@ -205,35 +205,58 @@ struct Thread {
 };
 
 struct Warp {
-    u32 lanes, waiting, epoch;
+    u32 lanes, waiting;
+    u16 epoch;
 };
 
-/// Who last touched a byte of shared memory, and when.
+/// Who last touched a byte, and when: between which barriers of the block, counted over all blocks and launches, and of the warp.
 struct Touch {
-    u32 block_epoch, warp_epoch;
-    u16 thread, warp;
+    u32 epoch;
+    u16 warp_epoch;
+    /// A thread's number, `LANES_OF` and a warp's, or `SEVERAL`.
+    u16 thread;
 };
-constexpr u16 SEVERAL = 0xffff;
+constexpr u16 LANES_OF = 0x8000, SEVERAL = 0xffff;
 struct Shadow {
     Touch read, write;
 };
 
+/// Memory that kernels may touch, and the shadows of its bytes.
+struct Region {
+    u64 start, bytes;
+    Shadow* shadow;
+};
+
+/// What all libraries of a process have in common.
+struct Host {
+    /// The fibres' stacks; the first launch makes them.
+    char* stacks;
+    u64 epoch;
+    /// All buffers by address.
+    const Region* buffers;
+    u64 n_buffers;
+    /// Where in the library the last error arose, as an offset from its start; 0 if unknown.
+    u64 code;
+};
 struct Machine {
+    Host* host;
     const char* kernel;
     void (*call)(void**);
     void** arguments;
     uint3 block_index;
     dim3 block_dim, grid_dim;
-    u32 n_threads, n_warps, block_epoch, random;
+    u32 n_threads, n_warps, random;
+    // The epoch now, and those in which this block and this launch began.
+    u32 epoch, block_began, launch_began;
     Thread threads[MAX_THREADS];
     Warp warps[MAX_THREADS / LANES];
     Thread* current;
     Context scheduler;
     char* stacks;
-    // Dynamic shared memory: `shared` bytes from `dynamic`, then `slack` bytes that stay 0xff, then a guard.
     unsigned char* dynamic;
-    size_t shared, slack;
-    Shadow *static_shadow, *dynamic_shadow;
+    Region static_region, dynamic_region;
+    /// The buffer touched last.
+    const Region* last;
     pthread_t launcher;
     volatile sig_atomic_t active;
     sigjmp_buf escape;
@@ -246,33 +269,25 @@ static Machine machine;
 extern "C" unsigned char __start_fewstep_shared[] __attribute__((weak, visibility("hidden")));
 extern "C" unsigned char __stop_fewstep_shared[] __attribute__((weak, visibility("hidden")));
 
-/// The address of the last fault, 0 if the last error was none.
-extern "C" __attribute__((visibility("default"))) u64 fewstep_emulator_fault;
-u64 fewstep_emulator_fault = 0;
-/// Where in this library the last error arose, as an offset from its start; 0 if unknown.
-extern "C" __attribute__((visibility("default"))) u64 fewstep_emulator_code;
-u64 fewstep_emulator_code = 0;
-extern "C" const char __ehdr_start[] __attribute__((weak, visibility("hidden")));
+// Bounds of the library.
+extern "C" const char __ehdr_start[] __attribute__((visibility("hidden")));
+extern "C" const char _end[] __attribute__((visibility("hidden")));
 
-MACHINE inline void locate(const void* code) {
-    if (__ehdr_start) fewstep_emulator_code = (u64)((const char*)code - __ehdr_start);
-}
+MACHINE inline void locate(const void* code) { machine.host->code = (u64)((const char*)code - __ehdr_start); }
 
-/// Ends the launch with an error that starts with where it arose.
+/// Ends the launch with an error that starts with where it arose: 256 bytes at least, for a kernel's name and two places.
 [[noreturn]] MACHINE inline void fail(const Thread* thread, const char* format, ...) __attribute__((format(printf, 2, 3)));
 [[noreturn]] MACHINE inline void fail(const Thread* thread, const char* format, ...) {
-    size_t at = 0;
-    auto room = [&] { return at < machine.error_room ? machine.error_room - at : 0; };
-    uint3 b = machine.block_index;
-    at += snprintf(machine.error, room(), "%s: block (%u, %u, %u)", machine.kernel, b.x, b.y, b.z);
-    if (thread) {
-        uint3 t = thread->index;
-        at += snprintf(machine.error + at, room(), ", thread (%u, %u, %u)", t.x, t.y, t.z);
-    }
-    at += snprintf(machine.error + at, room(), ": ");
+    machine.active = 0;
+    char* at = machine.error;
+    char* end = at + machine.error_room;
+    uint3 b = machine.block_index, t = thread ? thread->index : uint3{};
+    at += snprintf(at, end - at, "%s: block (%u, %u, %u)", machine.kernel, b.x, b.y, b.z);
+    if (thread) at += snprintf(at, end - at, ", thread (%u, %u, %u)", t.x, t.y, t.z);
+    at += snprintf(at, end - at, ": ");
     va_list rest;
     va_start(rest, format);
-    vsnprintf(machine.error + at, room(), format, rest);
+    vsnprintf(at, end - at, format, rest);
     va_end(rest);
     siglongjmp(machine.escape, 1);
 }
@@ -285,65 +300,110 @@ MACHINE inline u32 random_bits() {
     return machine.random = x;
 }
 
-// --- shared memory ----------------------------------------------------------------------------------------------------
+// --- memory -----------------------------------------------------------------------------------------------------------
 
-MACHINE inline size_t static_bytes() { return (size_t)(__stop_fewstep_shared - __start_fewstep_shared); }
+MACHINE inline bool within(const Region& region, const void* address) { return (u64)(uintptr_t)address - region.start < region.bytes; }
+MACHINE inline bool is_shared(const void* address) { return within(machine.static_region, address) || within(machine.dynamic_region, address); }
 
-MACHINE inline Shadow* shadow_of(const void* address) {
-    size_t in_static = (uintptr_t)address - (uintptr_t)__start_fewstep_shared;
-    if (in_static < static_bytes()) return machine.static_shadow + in_static;
-    size_t in_dynamic = (uintptr_t)address - (uintptr_t)machine.dynamic;
-    if (in_dynamic < machine.shared) return machine.dynamic_shadow + in_dynamic;
-    return nullptr;
+/// The last buffer that starts at an address or before it.
+MACHINE inline const Region* buffer_before(u64 address) {
+    const Region* buffers = machine.host->buffers;
+    u64 low = 0, high = machine.host->n_buffers;
+    while (low < high) {
+        u64 middle = (low + high) / 2;
+        if (buffers[middle].start <= address) low = middle + 1;
+        else high = middle;
+    }
+    return low > 0 ? buffers + low - 1 : nullptr;
 }
 
-/// Ordered by a barrier, or the thread's own.
-MACHINE inline bool ordered(const Touch& before, const Touch& now) {
-    if (before.block_epoch != now.block_epoch || before.thread == now.thread) return true;
-    return before.warp == now.warp && before.warp_epoch != now.warp_epoch;
+MACHINE inline const Region* region_of(const void* address) {
+    if (machine.last && within(*machine.last, address)) return machine.last;
+    if (within(machine.static_region, address)) return &machine.static_region;
+    if (within(machine.dynamic_region, address)) return &machine.dynamic_region;
+    const Region* buffer = buffer_before((u64)(uintptr_t)address);
+    return buffer && within(*buffer, address) ? machine.last = buffer : nullptr;
 }
 
-[[noreturn]] MACHINE __attribute__((noinline)) inline void race(const Touch& before, bool wrote, bool writes, const void* address) {
-    bool in_dynamic = (uintptr_t)address - (uintptr_t)machine.dynamic < machine.shared;
-    size_t offset = (uintptr_t)address - (in_dynamic ? (uintptr_t)machine.dynamic : (uintptr_t)__start_fewstep_shared);
-    char other[48];
-    if (before.thread == SEVERAL) snprintf(other, sizeof other, "other threads");
-    else snprintf(other, sizeof other, "thread %u", before.thread);
-    fail(machine.current, "race: %s byte %zu of %s shared memory, which %s %s with no barrier between", writes ? "writes" : "reads", offset,
-         in_dynamic ? "dynamic" : "static", other, wrote ? "wrote" : "read");
+/// Words for an address in or near a region.
+MACHINE inline const char* place(u64 address) {
+    static char words[160];
+    // A kernel that errs by more does not show by how much.
+    constexpr u64 NEAR = 1 << 20;
+    const Region& dynamic = machine.dynamic_region;
+    const Region* buffer = buffer_before(address);
+    const Region* next = buffer ? buffer + 1 : machine.host->buffers;
+    bool has_next = next < machine.host->buffers + machine.host->n_buffers;
+    if (within(machine.static_region, (void*)address)) snprintf(words, sizeof words, "byte %llu of static shared memory", address - machine.static_region.start);
+    else if (address - dynamic.start < dynamic.bytes + GUARD) snprintf(words, sizeof words, "byte %llu of dynamic shared memory, which has %llu", address - dynamic.start, dynamic.bytes);
+    else if (dynamic.start - address < GUARD) snprintf(words, sizeof words, "%llu bytes before dynamic shared memory", dynamic.start - address);
+    else if (buffer && address - buffer->start < buffer->bytes + NEAR) snprintf(words, sizeof words, "byte %llu of a buffer of %llu", address - buffer->start, buffer->bytes);
+    else if (has_next && next->start - address < NEAR) snprintf(words, sizeof words, "%llu bytes before a buffer of %llu", next->start - address, next->bytes);
+    else snprintf(words, sizeof words, "%#llx, which is no memory of a kernel", address);
+    return words;
+}
+
+/// Has a touch ended before this one began? Those before epoch `since` have.
+MACHINE inline bool ordered(const Touch& before, const Touch& now, u32 since) {
+    if (before.epoch < since) return true;
+    if (before.epoch < machine.block_began) return false;
+    if (before.epoch != now.epoch || before.thread == now.thread) return true;
+    u32 warp = now.thread / LANES;
+    bool same_warp = before.thread / LANES == warp || before.thread == (LANES_OF | warp);
+    return same_warp && before.warp_epoch != now.warp_epoch;
+}
+
+[[noreturn]] MACHINE __attribute__((noinline)) inline void race(const Touch& before, bool wrote, bool writes, u64 address, const void* code) {
+    locate((const char*)code - 1);
+    char other[48] = "other threads";
+    if (before.thread < MAX_THREADS) snprintf(other, sizeof other, "thread %u", before.thread);
+    else if (before.thread != SEVERAL) snprintf(other, sizeof other, "other lanes of the warp");
+    fail(machine.current, "race: %s %s, which %s%s %s with no barrier between", writes ? "writes" : "reads", place(address), other,
+         before.epoch < machine.block_began ? " of another block" : "", wrote ? "wrote" : "read");
+}
+
+/// Who has read a byte, once `now` has too.
+MACHINE inline void add_reader(Touch& read, const Touch& now, u32 since) {
+    if (read.epoch >= since && read.epoch < machine.block_began) return;
+    bool same_warp = read.thread / LANES == now.thread / LANES || read.thread == (LANES_OF | now.thread / LANES);
+    if (read.epoch != now.epoch || (same_warp && read.warp_epoch != now.warp_epoch)) read = now;
+    else if (!same_warp) read.thread = SEVERAL;
+    else if (read.thread != now.thread) read.thread = (u16)(LANES_OF | now.thread / LANES);
 }
 
 /// Every access of a kernel to memory that is not certainly its own.
-MACHINE inline void touch(const void* address, size_t bytes, bool writes, const void* code) {
-    Shadow* shadow = shadow_of(address);
-    if (!shadow || !machine.active) return;
+MACHINE inline void touch(const void* pointer, size_t bytes, bool writes, const void* code) {
+    if (!machine.active) return;
     const Thread* thread = machine.current;
-    u16 warp = (u16)(thread->number / LANES);
-    Touch now = {machine.block_epoch, machine.warps[warp].epoch, (u16)thread->number, warp};
+    const char* stack = machine.stacks + thread->number * (GUARD + STACK) + GUARD;
+    if ((size_t)((const char*)pointer - stack) < STACK) return;
+    u64 address = (u64)(uintptr_t)pointer;
+    const Region* region = region_of(pointer);
+    if (!region || address + bytes > region->start + region->bytes) {
+        // Constants, and buffers that nobody has told of.
+        bool constant = address - (u64)(uintptr_t)__ehdr_start < (u64)(_end - __ehdr_start);
+        if (!region && (constant || machine.host->n_buffers == 0)) return;
+        locate((const char*)code - 1);
+        fail(thread, "%s %s", writes ? "writes" : "reads", place(region ? region->start + region->bytes : address));
+    }
+    Shadow* shadow = region->shadow + (address - region->start);
+    bool shared = region == &machine.static_region || region == &machine.dynamic_region;
+    u32 since = shared ? machine.block_began : machine.launch_began;
+    Touch now = {machine.epoch, machine.warps[thread->number / LANES].epoch, (u16)thread->number};
     for (size_t i = 0; i < bytes; i++) {
         Shadow& byte = shadow[i];
-        const void* at = (const char*)address + i;
-        if (!ordered(byte.write, now)) locate((const char*)code - 1), race(byte.write, true, writes, at);
+        if (!ordered(byte.write, now, since)) race(byte.write, true, writes, address + i, code);
         if (writes) {
-            if (!ordered(byte.read, now)) locate((const char*)code - 1), race(byte.read, false, true, at);
+            if (!ordered(byte.read, now, since)) race(byte.read, false, true, address + i, code);
             byte.write = now;
         } else {
-            Touch& read = byte.read;
-            if (read.block_epoch != now.block_epoch) {
-                read = now;
-            } else if (read.warp != now.warp) {
-                read.thread = read.warp = SEVERAL;
-            } else if (read.warp_epoch != now.warp_epoch) {
-                read = now;
-            } else if (read.thread != now.thread) {
-                read.thread = SEVERAL;
-            }
+            add_reader(byte.read, now, since);
         }
     }
 }
 
 MACHINE inline void need_shared(const void* address, const char* what) {
-    if (!shadow_of(address)) fail(machine.current, "%s: %p is not in shared memory", what, address);
+    if (!is_shared(address)) fail(machine.current, "%s: %p is not in shared memory", what, address);
     if ((uintptr_t)address % 16) fail(machine.current, "%s: address %p in shared memory is not 16-byte aligned", what, address);
 }
 
@@ -461,6 +521,7 @@ MACHINE inline void start_copy(void* to, const void* from, bool valid) {
     Copy& copy = thread->copies[next];
     copy.to = to;
     copy.group = thread->groups;
+    if (valid) touch(from, 16, false, __builtin_return_address(0));
     if (valid) memcpy(copy.bytes, from, 16);
     else memset(copy.bytes, 0, 16);
     thread->n_copies++;
@@ -512,13 +573,14 @@ MACHINE inline bool pass_barrier() {
         thread.at = Meets::NOTHING;
     }
     if (waiting && returned) fail(waiting, "divergence: waits at barrier, but thread %u has returned", returned->number);
-    machine.block_epoch++;
+    machine.epoch++;
     return waiting != nullptr;
 }
 
 MACHINE inline void run_block() {
-    if (static_bytes()) memset(__start_fewstep_shared, 0xff, static_bytes());
-    memset(machine.dynamic, 0xff, machine.shared + machine.slack);
+    machine.block_began = machine.epoch;
+    memset((void*)machine.static_region.start, 0xff, machine.static_region.bytes);
+    memset(machine.dynamic, 0xff, machine.dynamic_region.bytes);
     dim3 d = machine.block_dim;
     for (u32 i = 0; i < machine.n_threads; i++) {
         Thread& thread = machine.threads[i];
@@ -539,8 +601,6 @@ MACHINE inline void run_block() {
         u32 first = random_bits() % machine.n_warps, step = random_bits() % 2 ? 1 : machine.n_warps - 1;
         for (u32 i = 0; i < machine.n_warps; i++) run_warp((first + i * step) % machine.n_warps);
     } while (pass_barrier());
-    for (size_t i = 0; i < machine.slack; i++)
-        if (machine.dynamic[machine.shared + i] != 0xff) fail(nullptr, "byte %zu of dynamic shared memory was written, which has %zu", machine.shared + i, machine.shared);
 }
 
 // --- faults -----------------------------------------------------------------------------------------------------------
@@ -569,14 +629,9 @@ MACHINE inline void on_fault(int signal, siginfo_t* info, void* context) {
     if (signal == SIGFPE) fail(machine.current, "divides an integer by zero");
     if (signal == SIGILL) fail(machine.current, "traps");
     uintptr_t address = (uintptr_t)info->si_addr;
-    fewstep_emulator_fault = address;
     uintptr_t in_stacks = address - (uintptr_t)machine.stacks;
     if (in_stacks < MAX_THREADS * (GUARD + STACK)) fail(machine.current, "overflows its stack of %zu bytes", STACK);
-    uintptr_t past = address - ((uintptr_t)machine.dynamic + machine.shared);
-    if (past < GUARD) fail(machine.current, "%s byte %zu of dynamic shared memory, which has %zu", does, machine.shared + past, machine.shared);
-    uintptr_t ahead = (uintptr_t)machine.dynamic - address;
-    if (ahead <= GUARD) fail(machine.current, "%s %zu bytes before dynamic shared memory", does, ahead);
-    fail(machine.current, "%s memory that is not the kernel's, at %p", does, info->si_addr);
+    fail(machine.current, "%s %s", does, place(address));
 }
 
 MACHINE inline void* map(size_t bytes) {
@@ -584,17 +639,14 @@ MACHINE inline void* map(size_t bytes) {
     return at == MAP_FAILED ? nullptr : at;
 }
 
-/// The stacks of this library's fibres: those of another library (`shared`), or new ones. Null if there is no memory.
-extern "C" MACHINE __attribute__((visibility("default"))) void* fewstep_emulator_stacks(void* shared) {
-    if (shared) machine.stacks = (char*)shared;
-    if (machine.stacks) return machine.stacks;
+MACHINE inline char* make_stacks() {
     char* stacks = (char*)map(MAX_THREADS * (GUARD + STACK));
     for (u32 i = 0; stacks && i < MAX_THREADS; i++) mprotect(stacks + i * (GUARD + STACK), GUARD, PROT_NONE);
-    return machine.stacks = stacks;
+    return stacks;
 }
 
 /// Runs all blocks. Returns 0, or 1 with what went wrong in `error`.
-MACHINE inline int launch(const char* kernel, void (*call)(void**), const unsigned grid[3], const unsigned block[3], size_t shared, void** arguments,
+MACHINE inline int launch(Host& host, const char* kernel, void (*call)(void**), const unsigned grid[3], const unsigned block[3], size_t shared, void** arguments,
                           char* error, size_t error_room) {
     machine.kernel = kernel;
     machine.call = call;
@@ -605,7 +657,8 @@ MACHINE inline int launch(const char* kernel, void (*call)(void**), const unsign
     machine.error_room = error_room;
     machine.block_index = {0, 0, 0};
     machine.random = 0x9e3779b9;
-    fewstep_emulator_fault = fewstep_emulator_code = 0;
+    machine.host = &host;
+    host.code = 0;
     u64 threads = (u64)block[0] * block[1] * block[2];
     if (threads == 0 || threads > MAX_THREADS || shared > MAX_SHARED) {
         snprintf(error, error_room, "%s: %llu threads with %zu bytes of shared memory in a block; at most %u and %zu", kernel, threads, shared, MAX_THREADS, MAX_SHARED);
@@ -616,9 +669,10 @@ MACHINE inline int launch(const char* kernel, void (*call)(void**), const unsign
     size_t room = (shared + GUARD - 1) / GUARD * GUARD;
     size_t mapped = GUARD + room + GUARD;
     char* guarded = (char*)map(mapped);
-    machine.dynamic_shadow = (Shadow*)calloc(shared + 1, sizeof(Shadow));
-    if (!machine.static_shadow) machine.static_shadow = (Shadow*)calloc(static_bytes() + 1, sizeof(Shadow));
-    if (!guarded || !machine.dynamic_shadow || !machine.static_shadow || !fewstep_emulator_stacks(nullptr)) {
+    size_t fixed = (size_t)(__stop_fewstep_shared - __start_fewstep_shared);
+    Shadow* shadow = (Shadow*)calloc(shared + fixed + 1, sizeof(Shadow));
+    if (!host.stacks) host.stacks = make_stacks();
+    if (!guarded || !shadow || !host.stacks) {
         snprintf(error, error_room, "%s: the host is out of memory", kernel);
         return 1;
     }
@@ -626,9 +680,12 @@ MACHINE inline int launch(const char* kernel, void (*call)(void**), const unsign
     mprotect(guarded + GUARD + room, GUARD, PROT_NONE);
     size_t aligned = (shared + 1023) / 1024 * 1024;
     machine.dynamic = (unsigned char*)guarded + GUARD + room - aligned;
-    machine.shared = shared;
-    machine.slack = aligned - shared;
-    machine.block_epoch++;
+    machine.stacks = host.stacks;
+    machine.static_region = {(u64)(uintptr_t)__start_fewstep_shared, fixed, shadow};
+    machine.dynamic_region = {(u64)(uintptr_t)machine.dynamic, shared, shadow + fixed};
+    machine.last = nullptr;
+    // No shadow has epoch 0 but a fresh one.
+    machine.epoch = machine.launch_began = (u32)host.epoch + 1;
 
     stack_t stack = {}, outer_stack;
     stack.ss_sp = signal_stack;
@@ -650,10 +707,11 @@ MACHINE inline int launch(const char* kernel, void (*call)(void**), const unsign
                 }
     }
     machine.active = 0;
+    host.epoch = machine.epoch;
     for (int i = 0; i < N_SIGNALS; i++) sigaction(SIGNALS[i], &outer[i], nullptr);
     sigaltstack(&outer_stack, nullptr);
     munmap(guarded, mapped);
-    free(machine.dynamic_shadow);
+    free(shadow);
     return failed;
 }
 
@@ -665,13 +723,15 @@ template <class... P> constexpr u64 parameters(void (*)(P...)) { return sizeof..
 
 }  // namespace emulator
 
-/// Makes `extern "C" int fewstep_emulate_NAME(grid, block, shared, arguments, error, error_room)`, arguments as of cuLaunchKernel,
+/// Makes `extern "C" int fewstep_emulate_NAME(host, grid, block, shared, arguments, error, error_room)`, arguments as of cuLaunchKernel,
 /// and their number in `fewstep_parameters_NAME`.
 #define EMULATE(kernel)                                                                                                              \
     extern "C" __attribute__((visibility("default"))) const u64 fewstep_parameters_##kernel = emulator::parameters(kernel);          \
     extern "C" MACHINE __attribute__((visibility("default"))) int fewstep_emulate_##kernel(                                          \
-        const unsigned grid[3], const unsigned block[3], size_t shared, void** arguments, char* error, size_t error_room) {          \
-        return emulator::launch(#kernel, [](void** a) { emulator::apply(kernel, a); }, grid, block, shared, arguments, error, error_room); \
+        emulator::Host& host, const unsigned grid[3], const unsigned block[3], size_t shared, void** arguments, char* error,         \
+        size_t error_room) {                                                                                                         \
+        auto call = [](void** a) { emulator::apply(kernel, a); };                                                                    \
+        return emulator::launch(host, #kernel, call, grid, block, shared, arguments, error, error_room);                             \
     }
 
 // --- what the sanitizers call -----------------------------------------------------------------------------------------
@@ -767,7 +827,7 @@ template <class V> MACHINE inline V shuffle_up(V x, u32 by) {
 }
 
 MACHINE inline u32 shared_address(const void* p) {
-    if (!emulator::shadow_of(p)) emulator::fail(emulator::machine.current, "shared_address: %p is not in shared memory", p);
+    if (!emulator::is_shared(p)) emulator::fail(emulator::machine.current, "shared_address: %p is not in shared memory", p);
     return (u32)(uintptr_t)p;
 }
 

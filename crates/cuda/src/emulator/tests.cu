@@ -93,8 +93,9 @@ extern "C" __global__ void copies(const uint4* x, uint4* y) {
 extern "C" __global__ void fresh(u32* y) {
     __shared__ float fixed[32];
     DYNAMIC_SHARED(bytes);
-    y[2 * threadIdx.x] = as_bits(fixed[threadIdx.x]);
-    y[2 * threadIdx.x + 1] = ((u32*)bytes)[threadIdx.x];
+    u32 at = 2 * (blockIdx.x * blockDim.x + threadIdx.x);
+    y[at] = as_bits(fixed[threadIdx.x]);
+    y[at + 1] = ((u32*)bytes)[threadIdx.x];
     barrier();
     fixed[threadIdx.x] = 0;
     ((u32*)bytes)[threadIdx.x] = 0;
@@ -124,6 +125,11 @@ extern "C" __global__ void reads_past_the_end(const u32* x, u32* y) {
 }
 extern "C" __global__ void writes_past_the_end(u32* y) { y[threadIdx.x + 1] = 0; }
 extern "C" __global__ void writes_before_the_start(u32* y) { y[-1] = 0; }
+extern "C" __global__ void writes_far_away(u32* y) { y[(i64)1 << 40] = 0; }
+extern "C" __global__ void copies_past_the_end(const uint4* x, uint4* y) {
+    __shared__ uint4 held[32];
+    copy_async16(held + threadIdx.x, x + threadIdx.x, true);
+}
 extern "C" __global__ void leaves_dynamic_shared(u32* y) {
     DYNAMIC_SHARED(bytes);
     bytes[threadIdx.x * 4] = 0;
@@ -167,6 +173,23 @@ extern "C" __global__ void overwrites_what_is_read(u32* y) {
         barrier();
         y[threadIdx.x] = x;
     }
+}
+extern "C" __global__ void races_in_a_buffer(u32* y) {
+    y[threadIdx.x] = threadIdx.x;
+    y[63 - threadIdx.x] += 1;
+}
+extern "C" __global__ void races_between_blocks(u32* y) { y[0] = blockIdx.x; }
+extern "C" __global__ void overwrites_what_a_block_reads(u32* y) {
+    if (blockIdx.x == 0) y[0] = y[1];
+    else y[1] = 0;
+}
+extern "C" __global__ void passes_through_a_buffer(u32* y) {
+    u32* own = y + blockIdx.x * blockDim.x;
+    own[threadIdx.x] = threadIdx.x;
+    barrier();
+    u32 x = own[63 - threadIdx.x];
+    barrier();
+    own[threadIdx.x] = x;
 }
 extern "C" __global__ void forgets_to_wait(const uint4* x, uint4* y) {
     __shared__ uint4 held[32];

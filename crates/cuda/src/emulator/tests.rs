@@ -171,8 +171,8 @@ fn a_copy_that_is_not_waited_for_is_nan() {
 
 #[test]
 fn fresh_memory_is_nan_in_every_block() {
-    // Blocks write the same buffer, and the last of them finds what the first found.
-    assert_eq!(run("fresh", (2, 32, 128), &[], 64).unwrap(), [NAN; 64]);
+    // The second block finds what the first found.
+    assert_eq!(run("fresh", (2, 32, 128), &[], 128).unwrap(), [NAN; 128]);
     let address = EMULATOR.alloc(7).unwrap();
     let mut bytes = [0; 7];
     EMULATOR.read(address, &mut bytes).unwrap();
@@ -194,18 +194,19 @@ fn many_collectives_pass() {
 fn an_access_outside_of_a_buffer_is_named() {
     let x = words(60);
     let got = defect("reads_past_the_end", (1, 61, 0), &[&x], 61);
-    says(&got, &["reads_past_the_end: block (0, 0, 0), thread (60, 0, 0)", "reads", "byte 240 of a buffer of 240"]);
-    says(&got, &["(tests.cu:"]);
-    let got = defect("writes_past_the_end", (3, 32, 0), &[], 32);
-    says(&got, &["writes_past_the_end: block (0, 0, 0), thread (31, 0, 0)", "writes", "byte 128 of a buffer of 128"]);
-    // Too close to the end for a guard, and a start behind which there is room.
-    says(&defect("writes_past_the_end", (1, 31, 0), &[], 31), &["writes_past_the_end: wrote byte 124 of a buffer of 124"]);
-    says(&defect("writes_before_the_start", (1, 1, 0), &[], 32), &["writes_before_the_start: wrote 4 bytes before a buffer of 128"]);
+    says(&got, &["reads_past_the_end: block (0, 0, 0), thread (60, 0, 0): reads byte 240 of a buffer of 240 (tests.cu:"]);
+    let got = defect("writes_past_the_end", (1, 32, 0), &[], 32);
+    says(&got, &["writes_past_the_end: block (0, 0, 0), thread (31, 0, 0): writes byte 128 of a buffer of 128 (tests.cu:"]);
+    // Where no page ends.
+    says(&defect("writes_past_the_end", (1, 31, 0), &[], 31), &["thread (30, 0, 0): writes byte 124 of a buffer of 124"]);
+    says(&defect("writes_before_the_start", (1, 1, 0), &[], 32), &["thread (0, 0, 0): writes 4 bytes before a buffer of 128"]);
+    says(&defect("writes_far_away", (1, 1, 0), &[], 32), &["writes 0x", "which is no memory of a kernel"]);
+    says(&defect("copies_past_the_end", (1, 32, 0), &[&words(124)], 1), &["thread (31, 0, 0): reads byte 496 of a buffer of 496"]);
 }
 
 #[test]
 fn an_access_outside_of_shared_memory_is_named() {
-    says(&defect("leaves_dynamic_shared", (1, 33, 128), &[], 33), &["byte 128 of dynamic shared memory was written, which has 128"]);
+    says(&defect("leaves_dynamic_shared", (1, 33, 128), &[], 33), &["thread (32, 0, 0): writes byte 128 of dynamic shared memory, which has 128"]);
     says(&defect("leaves_dynamic_shared", (1, 257, 1024), &[], 257), &["thread (256, 0, 0): writes byte 1024 of dynamic shared memory, which has 1024"]);
     assert!(run("leaves_dynamic_shared", (1, 256, 1024), &[], 256).is_ok());
     says(&defect("leaves_an_array", (1, 32, 0), &[&[1]], 32), &["thread (31, 0, 0)", "tests.cu:", "index outside of the array"]);
@@ -226,6 +227,16 @@ fn races_on_shared_memory_are_named() {
     says(&defect("races_in_a_warp", (1, 32, 0), &[], 32), &["race"]);
     says(&defect("overwrites_what_is_read", (1, 64, 0), &[], 64), &["thread (40, 0, 0)", "race: writes"]);
     says(&defect("waits_but_meets_nobody", (1, 32, 0), &[&words(128)], 128), &["race"]);
+}
+
+#[test]
+fn races_on_buffers_are_named() {
+    says(&defect("races_in_a_buffer", (1, 64, 0), &[], 64), &["race", "byte", "of a buffer of 256", "tests.cu:"]);
+    says(&defect("races_between_blocks", (2, 1, 0), &[], 1), &["block (1, 0, 0), thread (0, 0, 0): race: writes byte 0 of a buffer of 4, which thread 0 of another block wrote"]);
+    says(&defect("overwrites_what_a_block_reads", (2, 1, 0), &[], 2), &["race: writes byte 4 of a buffer of 8, which thread 0 of another block read"]);
+    // One launch after another, or a barrier between.
+    assert!(run("races_between_blocks", (1, 1, 0), &[], 1).is_ok());
+    assert_eq!(run("passes_through_a_buffer", (2, 64, 0), &[], 128).unwrap()[..64], (0..64).rev().collect::<Vec<u32>>());
 }
 
 #[test]
