@@ -145,7 +145,7 @@ extern "C" __global__ void misaligned(u32* y) { *(uint4*)(y + 1) = uint4{0, 0, 0
 extern "C" __global__ void overflows(const int* x, int* y) { y[0] = x[0] * 65536; }
 extern "C" __global__ void recurses(const u32* x, u32* y) {
     struct Deep {
-        static u32 sum(const u32* x, u32 n) {
+        static __device__ u32 sum(const u32* x, u32 n) {
             volatile u32 room[64];
             room[n % 64] = x[0];
             return n == 0 ? 0 : sum(x, n - 1) + room[n % 64];
