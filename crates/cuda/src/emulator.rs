@@ -1,4 +1,5 @@
-//! Runs portable kernels on the host: their very source, compiled by the system's C++ compiler behind `emulator.h`.
+//! Runs portable kernels on the host: their very source, compiled by the system's C++ compiler behind a stand-in for
+//! the device (`emulator/*.h`; `language.h` says what it catches).
 //!
 //! For tests, where no GPU is at hand. Kernels run to their end within [`Emulator::launch`], one launch at a time in a
 //! process. What a kernel does wrong comes back as an error that names kernel, block, thread and source line.
@@ -13,7 +14,7 @@ use std::process::Command;
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use compiler::Compiler;
+use compiler::{Compiler, OWN};
 use memory::{Memory, Region};
 
 /// Why a kernel was not emulated.
@@ -67,7 +68,7 @@ pub(crate) struct Emulator {
     memory: Memory,
 }
 
-/// What all loaded libraries have in common: `Host` of `emulator.h`.
+/// What all loaded libraries have in common: `Host` of `state.h`.
 #[repr(C)]
 #[derive(Debug)]
 struct Host {
@@ -141,7 +142,7 @@ impl Emulator {
     /// Runs a kernel to its end; `args` point to the values of its parameters.
     ///
     /// # Errors
-    /// If there is no such kernel, or it does what it must not: see `emulator.h`.
+    /// If there is no such kernel, or it does what it must not: see `language.h`.
     pub fn launch(&self, library: &Library, kernel: &str, grid: [u32; 3], threads: u32, shared: usize, args: &mut [*mut c_void]) -> Result<()> {
         let Some(entry) = library.entries.get(kernel) else {
             let mut known: Vec<String> = library.entries.keys().cloned().collect();
@@ -182,9 +183,8 @@ impl Library {
         }
         let output = Command::new("addr2line").arg("-i").arg("-e").arg(&self.path).arg(format!("{code:#x}")).output().ok()?;
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-        let own = |line: &&str| !line.contains("emulator.h:") && !line.contains('?');
-        let line = lines.lines().find(own)?.split(" (").next()?;
-        Some(line.rsplit('/').next()?.to_string())
+        let place = |line: &'_ str| line.rsplit('/').next()?.split(" (").next().map(str::to_string);
+        lines.lines().filter_map(place).find(|place| !place.starts_with(OWN) && !place.contains('?'))
     }
 }
 

@@ -9,9 +9,21 @@ use sha2::{Digest, Sha256};
 
 use super::{EmulatorError, Result};
 
-const HEADER: &str = include_str!("emulator.h");
+/// What comes before the prelude, in order.
+const MACHINE: [(&str, &str); 8] = [
+    ("language", include_str!("language.h")),
+    ("fibres", include_str!("fibres.h")),
+    ("state", include_str!("state.h")),
+    ("memory", include_str!("memory.h")),
+    ("collectives", include_str!("collectives.h")),
+    ("launch", include_str!("launch.h")),
+    ("checks", include_str!("checks.h")),
+    ("primitives", include_str!("primitives.h")),
+];
+/// Of the machine's file names in source lines, to tell them from the kernels'.
+pub(super) const OWN: &str = "emulator-";
 
-/// Nothing is contracted or reordered, and each access of a kernel calls a check of `emulator.h`.
+/// Nothing is contracted or reordered, and each access of a kernel calls a check of `checks.h`.
 const OPTIONS: [&str; 12] = [
     "-std=c++17",
     "-O1",
@@ -55,10 +67,11 @@ impl Compiler {
         let expanded = self.run(name, &[&options[..], &words("-E -x c++ -")].concat(), &format!("#line 1 \"{name}\"\n{text}"))?;
         let expanded = String::from_utf8_lossy(&expanded.stdout).into_owned();
         let kernels = kernels(&expanded);
-        let mut source = format!("#line 1 \"emulator.h\"\n{HEADER}\n{expanded}\n");
-        for kernel in &kernels {
-            source += &format!("EMULATE({kernel})\n");
-        }
+        // Kernels get names of their own, which no library of the host has.
+        let renamed: String = kernels.iter().map(|kernel| format!("#define {kernel} fewstep_kernel_{kernel}\n")).collect();
+        let entries: String = kernels.iter().map(|kernel| format!("EMULATE({kernel})\n")).collect();
+        let machine: String = MACHINE.iter().map(|(name, text)| format!("#line 1 \"{OWN}{name}.h\"\n{text}\n")).collect();
+        let source = format!("{machine}{renamed}{expanded}\n{entries}");
 
         let folder = folder();
         let path = folder.join(self.key(&source, &options) + ".so");
@@ -83,9 +96,10 @@ impl Compiler {
         fs::create_dir_all(folder).map_err(failed)?;
         let aside = tempfile::tempdir_in(folder).map_err(failed)?;
         let file = |name: &str| aside.path().join(name).to_string_lossy().into_owned();
-        let (object, library) = (file("kernels.o"), file("kernels.so"));
-        self.run(name, &[options, &words("-c -x c++ - -o"), &[object.clone()]].concat(), source)?;
-        // Linked apart and without -fsanitize: the checks are those of `emulator.h`, and no other library is needed.
+        let (text, object, library) = (file("kernels.cpp"), file("kernels.o"), file("kernels.so"));
+        fs::write(&text, source).map_err(failed)?;
+        self.run(name, &[options, &["-c".into(), text, "-o".into(), object.clone()]].concat(), "")?;
+        // Linked apart and without -fsanitize: the checks are those of `checks.h`, and no other library is needed.
         self.run(name, &[words("-shared -Wl,-Bsymbolic"), vec![object, "-o".into(), library.clone()]].concat(), "")?;
         fs::rename(library, path).map_err(failed)
     }

@@ -11,12 +11,12 @@ const GUARD: usize = 1 << 20;
 /// Alignment of buffers, in bytes.
 const ALIGNMENT: usize = 16;
 const PAGE: usize = 1 << 16;
-/// Bytes of shadow for each byte: `Shadow` of `emulator.h`.
+/// Bytes of shadow for each byte: `Shadow` of `state.h`.
 const SHADOW: usize = 16;
 /// What fresh memory holds: a NaN of every type.
 const FRESH: u8 = 0xff;
 
-/// Memory that kernels may touch: `Region` of `emulator.h`.
+/// Memory that kernels may touch: `Region` of `state.h`.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Region {

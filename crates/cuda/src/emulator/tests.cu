@@ -117,6 +117,8 @@ extern "C" __global__ void many_collectives(u32* y) {
     y[threadIdx.x] = x;
 }
 
+extern "C" __global__ void index(u32* y) { y[threadIdx.x] = threadIdx.x; }
+
 // --- wrong ------------------------------------------------------------------------------------------------------------
 
 extern "C" __global__ void reads_past_the_end(const u32* x, u32* y) {

@@ -215,7 +215,7 @@ fn an_access_outside_of_shared_memory_is_named() {
 
 #[test]
 fn undefined_arithmetic_and_alignment_are_named() {
-    says(&defect("misaligned", (1, 1, 0), &[], 32), &["tests.cu:", "misaligned address"]);
+    says(&defect("misaligned", (1, 1, 0), &[], 32), &["misaligned address", "tests.cu:"]);
     says(&defect("overflows", (1, 1, 0), &[&[65536]], 1), &["tests.cu:", "signed product overflows"]);
     assert_eq!(run("overflows", (1, 1, 0), &[&[7]], 1).unwrap(), [7 << 16]);
     says(&defect("recurses", (1, 1, 0), &[&[1]], 1), &["overflows its stack"]);
@@ -251,6 +251,11 @@ fn collectives_that_threads_miss_are_named() {
     says(&defect("lanes_return_early", (1, 32, 0), &[], 32), &["waits at shuffle, but thread 7 of its warp has returned"]);
     says(&defect("lanes_diverge", (1, 32, 0), &[], 32), &["divergence", "mma_bf16", "warp_barrier"]);
     says(&defect("shuffles_from_nobody", (1, 20, 0), &[], 20), &["shuffle from lane", "of a warp of 20 threads"]);
+}
+
+#[test]
+fn a_kernel_may_have_a_name_of_the_host() {
+    assert_eq!(run("index", (1, 4, 0), &[], 4).unwrap(), [0, 1, 2, 3]);
 }
 
 #[test]

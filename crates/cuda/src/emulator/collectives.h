@@ -1,0 +1,124 @@
+// What lanes do together, and copies that are on their way.
+namespace emulator {
+
+MACHINE float from_bf16(u32 bits) {
+    u32 wide = bits << 16;
+    float x;
+    memcpy(&x, &wide, 4);
+    return x;
+}
+
+/// Lane 4g + t holds A[g + 8(i % 2)][2t + 8(i / 2)] and the next in a[i], B[2t + 8i][g] and the next in b[i],
+/// D[g + 8(i / 2)][2t + i % 2] in d[i].
+MACHINE void mma(Thread* lanes) {
+    typedef float Row __attribute__((vector_size(32)));
+    float a[16][16];
+    Row b[16];
+    for (u32 lane = 0; lane < LANES; lane++) {
+        u32 g = lane / 4, t = lane % 4;
+        for (u32 i = 0; i < 4; i++)
+            for (u32 half = 0; half < 2; half++) a[g + 8 * (i % 2)][2 * t + 8 * (i / 2) + half] = from_bf16(lanes[lane].a[i] >> 16 * half & 0xffff);
+        for (u32 i = 0; i < 2; i++)
+            for (u32 half = 0; half < 2; half++) b[2 * t + 8 * i + half][g] = from_bf16(lanes[lane].b[i] >> 16 * half & 0xffff);
+    }
+    for (u32 m = 0; m < 16; m++) {
+        Row d;
+        for (u32 n = 0; n < 8; n++) d[n] = lanes[m % 8 * 4 + n / 2].d[m / 8 * 2 + n % 2];
+        for (u32 k = 0; k < 16; k++) d += a[m][k] * b[k];
+        for (u32 n = 0; n < 8; n++) lanes[m % 8 * 4 + n / 2].d[m / 8 * 2 + n % 2] = d[n];
+    }
+}
+
+/// Tile i goes to r[i]: lane 4g + t holds M[g][2t], M[g][2t + 1], of the transpose M[2t][g], M[2t + 1][g].
+MACHINE void ldmatrix(Thread* lanes, bool transposed) {
+    for (u32 tile = 0; tile < 4; tile++) {
+        u16 m[8][8];
+        for (u32 row = 0; row < 8; row++) memcpy(m[row], lanes[tile * 8 + row].row, 16);
+        for (u32 lane = 0; lane < LANES; lane++) {
+            u32 g = lane / 4, t = lane % 4;
+            u32 low = transposed ? m[2 * t][g] : m[g][2 * t], high = transposed ? m[2 * t + 1][g] : m[g][2 * t + 1];
+            lanes[lane].r[tile] = low | high << 16;
+        }
+    }
+}
+
+MACHINE void shuffle(Thread* lanes, u32 n) {
+    u64 values[LANES];
+    for (u32 lane = 0; lane < n; lane++) values[lane] = lanes[lane].value;
+    for (u32 lane = 0; lane < n; lane++) {
+        Thread& thread = lanes[lane];
+        if (thread.source >= n) fail(&thread, "shuffle from lane %u of a warp of %u threads", thread.source, n);
+        if (thread.bytes != lanes[thread.source].bytes) fail(&thread, "shuffle of %u bytes from a lane that gives %u", thread.bytes, lanes[thread.source].bytes);
+        thread.value = values[thread.source];
+    }
+}
+
+MACHINE void vote(Thread* lanes, u32 n) {
+    u64 ballot = 0;
+    for (u32 lane = 0; lane < n; lane++) ballot |= lanes[lane].value << lane;
+    for (u32 lane = 0; lane < n; lane++) lanes[lane].value = ballot;
+}
+
+/// All lanes have met: does what they met for, and lets them go on.
+MACHINE void meet(Warp& warp, Thread* lanes) {
+    Meets at = lanes[0].at;
+    for (u32 lane = 1; lane < warp.lanes; lane++)
+        if (lanes[lane].at != at) fail(&lanes[lane], "divergence: waits at %s while thread %u waits at %s", MEETS[(int)lanes[lane].at], lanes[0].number, MEETS[(int)at]);
+    bool whole = at == Meets::MMA || at == Meets::LDMATRIX || at == Meets::LDMATRIX_TRANS;
+    if (whole && warp.lanes != LANES) fail(&lanes[0], "%s in a warp of %u threads", MEETS[(int)at], warp.lanes);
+    switch (at) {
+        case Meets::WARP_BARRIER: warp.epoch++; break;
+        case Meets::SHUFFLE: shuffle(lanes, warp.lanes); break;
+        case Meets::VOTE: vote(lanes, warp.lanes); break;
+        case Meets::MMA: mma(lanes); break;
+        case Meets::LDMATRIX: ldmatrix(lanes, false); break;
+        case Meets::LDMATRIX_TRANS: ldmatrix(lanes, true); break;
+        default: break;
+    }
+    warp.waiting = 0;
+    for (u32 lane = 0; lane < warp.lanes; lane++) lanes[lane].at = Meets::NOTHING;
+}
+
+MACHINE __attribute__((noinline)) void wait_at(Meets at) {
+    Thread* thread = machine.current;
+    thread->at = at;
+    if (at != Meets::BARRIER) {
+        u32 w = thread->number / LANES;
+        if (++machine.warps[w].waiting == machine.warps[w].lanes) meet(machine.warps[w], machine.threads + w * LANES);
+    }
+    resume(thread->context, machine.scheduler);
+}
+
+MACHINE void arrive_copies(u32 newest) {
+    Thread* thread = machine.current;
+    while (thread->n_copies > 0 && thread->copies[thread->first_copy].group + newest < thread->groups) {
+        Copy& copy = thread->copies[thread->first_copy++];
+        thread->n_copies--;
+        touch(copy.to, 16, true, __builtin_return_address(0));
+        memcpy(copy.to, copy.bytes, 16);
+    }
+    if (thread->n_copies == 0) thread->first_copy = 0;
+}
+
+MACHINE void start_copy(void* to, const void* from, bool valid) {
+    Thread* thread = machine.current;
+    need_shared(to, "copy_async16");
+    if (valid && (uintptr_t)from % 16) fail(thread, "copy_async16: source %p is not 16-byte aligned", from);
+    u32 next = thread->first_copy + thread->n_copies;
+    if (next == thread->copy_room) {
+        thread->copy_room = 2 * thread->copy_room + 16;
+        thread->copies = (Copy*)realloc(thread->copies, thread->copy_room * sizeof(Copy));
+        if (!thread->copies) fail(thread, "copy_async16: the host is out of memory");
+    }
+    Copy& copy = thread->copies[next];
+    copy.to = to;
+    copy.group = thread->groups;
+    if (valid) touch(from, 16, false, __builtin_return_address(0));
+    if (valid) memcpy(copy.bytes, from, 16);
+    else memset(copy.bytes, 0, 16);
+    thread->n_copies++;
+    touch(to, 16, true, __builtin_return_address(0));
+    memset(to, 0xff, 16);
+}
+
+}  // namespace emulator

@@ -1,0 +1,213 @@
+// Blocks, warps and lanes in turn; faults; the entry.
+namespace emulator {
+
+MACHINE void run_thread() {
+    machine.call(machine.arguments);
+    machine.current->returned = true;
+    resume(machine.current->context, machine.scheduler);
+    abort();
+}
+
+/// Runs a warp until each lane waits at a barrier or has returned.
+MACHINE void run_warp(u32 w) {
+    Warp& warp = machine.warps[w];
+    Thread* lanes = machine.threads + w * LANES;
+    for (bool ran = true; ran;) {
+        ran = false;
+        u32 stride = random_bits() | 1, offset = random_bits();
+        for (u32 i = 0; i < LANES; i++) {
+            u32 lane = (i * stride + offset) % LANES;
+            if (lane >= warp.lanes || lanes[lane].returned || lanes[lane].at != Meets::NOTHING) continue;
+            ran = true;
+            machine.current = &lanes[lane];
+            resume(machine.scheduler, lanes[lane].context);
+        }
+    }
+    for (u32 lane = 0; lane < warp.lanes; lane++) {
+        Thread& thread = lanes[lane];
+        if (thread.returned || thread.at == Meets::BARRIER) continue;
+        for (u32 i = 0; i < warp.lanes; i++) {
+            const char* at = MEETS[(int)thread.at];
+            if (lanes[i].returned) fail(&thread, "divergence: waits at %s, but thread %u of its warp has returned", at, lanes[i].number);
+            if (lanes[i].at != thread.at) fail(&thread, "divergence: waits at %s while thread %u waits at %s", at, lanes[i].number, MEETS[(int)lanes[i].at]);
+        }
+    }
+}
+
+/// Lets all threads pass the barrier; false if the block is done.
+MACHINE bool pass_barrier() {
+    const Thread *waiting = nullptr, *returned = nullptr;
+    for (u32 i = 0; i < machine.n_threads; i++) {
+        Thread& thread = machine.threads[i];
+        (thread.returned ? returned : waiting) = &thread;
+        thread.at = Meets::NOTHING;
+    }
+    if (waiting && returned) fail(waiting, "divergence: waits at barrier, but thread %u has returned", returned->number);
+    machine.epoch++;
+    return waiting != nullptr;
+}
+
+MACHINE void run_block() {
+    machine.block_began = machine.epoch;
+    memset((void*)machine.static_region.start, 0xff, machine.static_region.bytes);
+    memset(machine.dynamic, 0xff, machine.dynamic_region.bytes);
+    dim3 d = machine.block_dim;
+    for (u32 i = 0; i < machine.n_threads; i++) {
+        Thread& thread = machine.threads[i];
+        thread.index = {i % d.x, i / d.x % d.y, i / d.x / d.y};
+        thread.number = i;
+        thread.returned = false;
+        thread.at = Meets::NOTHING;
+        thread.first_copy = thread.n_copies = thread.groups = 0;
+        prepare(thread.context, machine.stacks + i * (GUARD + STACK) + GUARD, run_thread);
+    }
+    machine.n_warps = (machine.n_threads + LANES - 1) / LANES;
+    for (u32 w = 0; w < machine.n_warps; w++) {
+        u32 left = machine.n_threads - w * LANES;
+        machine.warps[w].lanes = left < LANES ? left : LANES;
+        machine.warps[w].waiting = 0;
+    }
+    do {
+        u32 first = random_bits() % machine.n_warps, step = random_bits() % 2 ? 1 : machine.n_warps - 1;
+        for (u32 i = 0; i < machine.n_warps; i++) run_warp((first + i * step) % machine.n_warps);
+    } while (pass_barrier());
+}
+
+constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+constexpr int N_SIGNALS = 4;
+static struct sigaction outer[N_SIGNALS];
+static stack_t outer_stack;
+alignas(16) static unsigned char signal_stack[64 * 1024];
+
+MACHINE void on_fault(int signal, siginfo_t* info, void* context) {
+    int which = 0;
+    while (SIGNALS[which] != signal) which++;
+    if (!machine.active || !pthread_equal(machine.launcher, pthread_self())) {
+        // Whoever handled it before.
+        if (outer[which].sa_flags & SA_SIGINFO) return outer[which].sa_sigaction(signal, info, context);
+        if (outer[which].sa_handler != SIG_DFL && outer[which].sa_handler != SIG_IGN) return outer[which].sa_handler(signal);
+        sigaction(signal, &outer[which], nullptr);
+        return;
+    }
+    const char* does = "accesses";
+#if defined(__x86_64__) && defined(__linux__)
+    greg_t* registers = ((ucontext_t*)context)->uc_mcontext.gregs;
+    locate((void*)registers[REG_RIP]);
+    does = registers[REG_ERR] & 2 ? "writes" : "reads";
+#endif
+    if (signal == SIGFPE) fail(machine.current, "divides an integer by zero");
+    if (signal == SIGILL) fail(machine.current, "traps");
+    uintptr_t address = (uintptr_t)info->si_addr;
+    uintptr_t in_stacks = address - (uintptr_t)machine.stacks;
+    if (in_stacks < MAX_THREADS * (GUARD + STACK)) fail(machine.current, "overflows its stack of %zu bytes", STACK);
+    fail(machine.current, "%s %s", does, place(address));
+}
+
+/// From here on a fault of this thread is a kernel's.
+MACHINE void watch_faults() {
+    stack_t stack = {};
+    stack.ss_sp = signal_stack;
+    stack.ss_size = sizeof signal_stack;
+    sigaltstack(&stack, &outer_stack);
+    machine.launcher = pthread_self();
+    struct sigaction action = {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    for (int i = 0; i < N_SIGNALS; i++) sigaction(SIGNALS[i], &action, &outer[i]);
+}
+
+MACHINE void leave_faults() {
+    for (int i = 0; i < N_SIGNALS; i++) sigaction(SIGNALS[i], &outer[i], nullptr);
+    sigaltstack(&outer_stack, nullptr);
+}
+
+MACHINE void* map(size_t bytes) {
+    void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return at == MAP_FAILED ? nullptr : at;
+}
+
+MACHINE char* make_stacks() {
+    char* stacks = (char*)map(MAX_THREADS * (GUARD + STACK));
+    for (u32 i = 0; stacks && i < MAX_THREADS; i++) mprotect(stacks + i * (GUARD + STACK), GUARD, PROT_NONE);
+    return stacks;
+}
+
+/// Runs all blocks. Returns 0, or 1 with what went wrong in `error`.
+MACHINE int launch(Host& host, const char* kernel, void (*call)(void**), const unsigned grid[3], const unsigned block[3], size_t shared, void** arguments,
+                          char* error, size_t error_room) {
+    machine.kernel = kernel;
+    machine.call = call;
+    machine.arguments = arguments;
+    machine.grid_dim = {grid[0], grid[1], grid[2]};
+    machine.block_dim = {block[0], block[1], block[2]};
+    machine.error = error;
+    machine.error_room = error_room;
+    machine.block_index = {0, 0, 0};
+    machine.random = 0x9e3779b9;
+    machine.host = &host;
+    host.code = 0;
+    u64 threads = (u64)block[0] * block[1] * block[2];
+    if (threads == 0 || threads > MAX_THREADS || shared > MAX_SHARED) {
+        snprintf(error, error_room, "%s: %llu threads with %zu bytes of shared memory in a block; at most %u and %zu", kernel, threads, shared, MAX_THREADS, MAX_SHARED);
+        return 1;
+    }
+    machine.n_threads = (u32)threads;
+    // 1024-byte aligned, as a kernel is promised, and as near to the guard as that lets it be.
+    size_t room = (shared + GUARD - 1) / GUARD * GUARD;
+    size_t mapped = GUARD + room + GUARD;
+    char* guarded = (char*)map(mapped);
+    size_t fixed = (size_t)(__stop_fewstep_shared - __start_fewstep_shared);
+    Shadow* shadow = (Shadow*)calloc(shared + fixed + 1, sizeof(Shadow));
+    if (!host.stacks) host.stacks = make_stacks();
+    if (!guarded || !shadow || !host.stacks) {
+        snprintf(error, error_room, "%s: the host is out of memory", kernel);
+        return 1;
+    }
+    mprotect(guarded, GUARD, PROT_NONE);
+    mprotect(guarded + GUARD + room, GUARD, PROT_NONE);
+    size_t aligned = (shared + 1023) / 1024 * 1024;
+    machine.dynamic = (unsigned char*)guarded + GUARD + room - aligned;
+    machine.stacks = host.stacks;
+    machine.static_region = {(u64)(uintptr_t)__start_fewstep_shared, fixed, shadow};
+    machine.dynamic_region = {(u64)(uintptr_t)machine.dynamic, shared, shadow + fixed};
+    machine.last = nullptr;
+    // No shadow has epoch 0 but a fresh one.
+    machine.epoch = machine.launch_began = (u32)host.epoch + 1;
+
+    watch_faults();
+    int failed = sigsetjmp(machine.escape, 1);
+    if (!failed) {
+        machine.active = 1;
+        for (unsigned z = 0; z < grid[2]; z++)
+            for (unsigned y = 0; y < grid[1]; y++)
+                for (unsigned x = 0; x < grid[0]; x++) {
+                    machine.block_index = {x, y, z};
+                    run_block();
+                }
+    }
+    machine.active = 0;
+    host.epoch = machine.epoch;
+    leave_faults();
+    munmap(guarded, mapped);
+    free(shadow);
+    return failed;
+}
+
+template <class... P, size_t... I> MACHINE void apply(void (*kernel)(P...), void** arguments, std::index_sequence<I...>) {
+    kernel(*(P*)arguments[I]...);
+}
+template <class... P> MACHINE void apply(void (*kernel)(P...), void** arguments) { apply(kernel, arguments, std::index_sequence_for<P...>()); }
+template <class... P> constexpr u64 parameters(void (*)(P...)) { return sizeof...(P); }
+
+}  // namespace emulator
+
+/// Makes `extern "C" int fewstep_emulate_NAME(host, grid, block, shared, arguments, error, error_room)`, arguments as of cuLaunchKernel,
+/// and their number in `fewstep_parameters_NAME`.
+#define EMULATE(kernel)                                                                                                              \
+    extern "C" __attribute__((visibility("default"))) const u64 fewstep_parameters_##kernel = emulator::parameters(kernel);          \
+    extern "C" UNWATCHED __attribute__((visibility("default"))) int fewstep_emulate_##kernel(                                          \
+        emulator::Host& host, const unsigned grid[3], const unsigned block[3], size_t shared, void** arguments, char* error,         \
+        size_t error_room) {                                                                                                         \
+        auto call = [](void** a) { emulator::apply(kernel, a); };                                                                    \
+        return emulator::launch(host, #kernel, call, grid, block, shared, arguments, error, error_room);                             \
+    }

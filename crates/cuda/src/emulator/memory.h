@@ -1,0 +1,109 @@
+// What a kernel may touch, and whether two threads touch the same.
+namespace emulator {
+
+MACHINE bool within(const Region& region, const void* address) { return (u64)(uintptr_t)address - region.start < region.bytes; }
+MACHINE bool is_shared(const void* address) { return within(machine.static_region, address) || within(machine.dynamic_region, address); }
+
+/// The last buffer that starts at an address or before it.
+MACHINE const Region* buffer_before(u64 address) {
+    const Region* buffers = machine.host->buffers;
+    u64 low = 0, high = machine.host->n_buffers;
+    while (low < high) {
+        u64 middle = (low + high) / 2;
+        if (buffers[middle].start <= address) low = middle + 1;
+        else high = middle;
+    }
+    return low > 0 ? buffers + low - 1 : nullptr;
+}
+
+MACHINE const Region* region_of(const void* address) {
+    if (machine.last && within(*machine.last, address)) return machine.last;
+    if (within(machine.static_region, address)) return &machine.static_region;
+    if (within(machine.dynamic_region, address)) return &machine.dynamic_region;
+    const Region* buffer = buffer_before((u64)(uintptr_t)address);
+    return buffer && within(*buffer, address) ? machine.last = buffer : nullptr;
+}
+
+/// Words for an address in or near a region.
+MACHINE const char* place(u64 address) {
+    static char words[160];
+    // A kernel that errs by more does not show by how much.
+    constexpr u64 NEAR = 1 << 20;
+    const Region& dynamic = machine.dynamic_region;
+    const Region* buffer = buffer_before(address);
+    const Region* next = buffer ? buffer + 1 : machine.host->buffers;
+    bool has_next = next < machine.host->buffers + machine.host->n_buffers;
+    if (within(machine.static_region, (void*)address)) snprintf(words, sizeof words, "byte %llu of static shared memory", address - machine.static_region.start);
+    else if (address - dynamic.start < dynamic.bytes + GUARD) snprintf(words, sizeof words, "byte %llu of dynamic shared memory, which has %llu", address - dynamic.start, dynamic.bytes);
+    else if (dynamic.start - address < GUARD) snprintf(words, sizeof words, "%llu bytes before dynamic shared memory", dynamic.start - address);
+    else if (buffer && address - buffer->start < buffer->bytes + NEAR) snprintf(words, sizeof words, "byte %llu of a buffer of %llu", address - buffer->start, buffer->bytes);
+    else if (has_next && next->start - address < NEAR) snprintf(words, sizeof words, "%llu bytes before a buffer of %llu", next->start - address, next->bytes);
+    else snprintf(words, sizeof words, "%#llx, which is no memory of a kernel", address);
+    return words;
+}
+
+/// Has a touch ended before this one began? Those before epoch `since` have.
+MACHINE bool ordered(const Touch& before, const Touch& now, u32 since) {
+    if (before.epoch < since) return true;
+    if (before.epoch < machine.block_began) return false;
+    if (before.epoch != now.epoch || before.thread == now.thread) return true;
+    u32 warp = now.thread / LANES;
+    bool same_warp = before.thread / LANES == warp || before.thread == (LANES_OF | warp);
+    return same_warp && before.warp_epoch != now.warp_epoch;
+}
+
+[[noreturn]] MACHINE __attribute__((noinline)) void race(const Touch& before, bool wrote, bool writes, u64 address, const void* code) {
+    locate((const char*)code - 1);
+    char other[48] = "other threads";
+    if (before.thread < MAX_THREADS) snprintf(other, sizeof other, "thread %u", before.thread);
+    else if (before.thread != SEVERAL) snprintf(other, sizeof other, "other lanes of the warp");
+    fail(machine.current, "race: %s %s, which %s%s %s with no barrier between", writes ? "writes" : "reads", place(address), other,
+         before.epoch < machine.block_began ? " of another block" : "", wrote ? "wrote" : "read");
+}
+
+/// Who has read a byte, once `now` has too.
+MACHINE void add_reader(Touch& read, const Touch& now, u32 since) {
+    if (read.epoch >= since && read.epoch < machine.block_began) return;
+    bool same_warp = read.thread / LANES == now.thread / LANES || read.thread == (LANES_OF | now.thread / LANES);
+    if (read.epoch != now.epoch || (same_warp && read.warp_epoch != now.warp_epoch)) read = now;
+    else if (!same_warp) read.thread = SEVERAL;
+    else if (read.thread != now.thread) read.thread = (u16)(LANES_OF | now.thread / LANES);
+}
+
+/// Every access of a kernel to memory that is not certainly its own.
+MACHINE void touch(const void* pointer, size_t bytes, bool writes, const void* code) {
+    if (!machine.active) return;
+    const Thread* thread = machine.current;
+    const char* stack = machine.stacks + thread->number * (GUARD + STACK) + GUARD;
+    if ((size_t)((const char*)pointer - stack) < STACK) return;
+    u64 address = (u64)(uintptr_t)pointer;
+    const Region* region = region_of(pointer);
+    if (!region || address + bytes > region->start + region->bytes) {
+        // Constants, and buffers that nobody has told of.
+        bool constant = address - (u64)(uintptr_t)__ehdr_start < (u64)(_end - __ehdr_start);
+        if (!region && (constant || machine.host->n_buffers == 0)) return;
+        locate((const char*)code - 1);
+        fail(thread, "%s %s", writes ? "writes" : "reads", place(region ? region->start + region->bytes : address));
+    }
+    Shadow* shadow = region->shadow + (address - region->start);
+    bool shared = region == &machine.static_region || region == &machine.dynamic_region;
+    u32 since = shared ? machine.block_began : machine.launch_began;
+    Touch now = {machine.epoch, machine.warps[thread->number / LANES].epoch, (u16)thread->number};
+    for (size_t i = 0; i < bytes; i++) {
+        Shadow& byte = shadow[i];
+        if (!ordered(byte.write, now, since)) race(byte.write, true, writes, address + i, code);
+        if (writes) {
+            if (!ordered(byte.read, now, since)) race(byte.read, false, true, address + i, code);
+            byte.write = now;
+        } else {
+            add_reader(byte.read, now, since);
+        }
+    }
+}
+
+MACHINE void need_shared(const void* address, const char* what) {
+    if (!is_shared(address)) fail(machine.current, "%s: %p is not in shared memory", what, address);
+    if ((uintptr_t)address % 16) fail(machine.current, "%s: address %p in shared memory is not 16-byte aligned", what, address);
+}
+
+}  // namespace emulator
