@@ -20,7 +20,9 @@ use memory::{Memory, Region};
 /// Why a kernel was not emulated.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EmulatorError {
-    #[error("no C++ compiler to emulate kernels with: {command} did not start ({source}). Install g++, or name one in CXX")]
+    #[error(
+        "no C++ compiler to emulate kernels with: {command} did not start ({source}). Install g++, or name one in CXX"
+    )]
     NoCompiler { command: String, source: std::io::Error },
     #[error("the kernels of {name} do not compile for the host:\n{log}")]
     Compile { name: String, log: String },
@@ -43,7 +45,8 @@ pub(crate) enum EmulatorError {
 
 pub(crate) type Result<T> = std::result::Result<T, EmulatorError>;
 
-type Run = unsafe extern "C" fn(*mut Host, *const c_uint, *const c_uint, usize, *mut *mut c_void, *mut c_char, usize) -> c_int;
+type Run =
+    unsafe extern "C" fn(*mut Host, *const c_uint, *const c_uint, usize, *mut *mut c_void, *mut c_char, usize) -> c_int;
 
 /// Of one kernel: its entry and its number of parameters.
 #[derive(Clone, Copy)]
@@ -83,7 +86,8 @@ struct Host {
 unsafe impl Send for Host {}
 
 /// Locked for a launch: the handler of faults belongs to the process, too.
-static HOST: Mutex<Host> = Mutex::new(Host { stacks: ptr::null_mut(), epoch: 0, regions: ptr::null(), n_regions: 0, code: 0 });
+static HOST: Mutex<Host> =
+    Mutex::new(Host { stacks: ptr::null_mut(), epoch: 0, regions: ptr::null(), n_regions: 0, code: 0 });
 const ERROR_BYTES: usize = 1024;
 
 impl Emulator {
@@ -133,7 +137,8 @@ impl Emulator {
             // SAFETY: the type is the one that `EMULATE` gives the function.
             let run = *unsafe { loaded.get::<Run>(format!("fewstep_emulate_{kernel}\0")) }.map_err(failed)?;
             // SAFETY: as above; a constant of the library, which stays loaded.
-            let parameters = unsafe { **loaded.get::<*const u64>(format!("fewstep_parameters_{kernel}\0")).map_err(failed)? };
+            let parameters =
+                unsafe { **loaded.get::<*const u64>(format!("fewstep_parameters_{kernel}\0")).map_err(failed)? };
             entries.insert(kernel, Entry { run, parameters: parameters as usize });
         }
         Ok(Arc::new(Library { name: name.into(), path, entries, _loaded: loaded }))
@@ -143,14 +148,26 @@ impl Emulator {
     ///
     /// # Errors
     /// If there is no such kernel, or it does what it must not: see `language.h`.
-    pub fn launch(&self, library: &Library, kernel: &str, grid: [u32; 3], threads: u32, shared: usize, args: &mut [*mut c_void]) -> Result<()> {
+    pub fn launch(
+        &self,
+        library: &Library,
+        kernel: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        args: &mut [*mut c_void],
+    ) -> Result<()> {
         let Some(entry) = library.entries.get(kernel) else {
             let mut known: Vec<String> = library.entries.keys().cloned().collect();
             known.sort();
             return Err(EmulatorError::NoKernel { name: library.name.clone(), kernel: kernel.into(), known });
         };
         if entry.parameters != args.len() {
-            return Err(EmulatorError::Arguments { kernel: kernel.into(), expected: entry.parameters, got: args.len() });
+            return Err(EmulatorError::Arguments {
+                kernel: kernel.into(),
+                expected: entry.parameters,
+                got: args.len(),
+            });
         }
         let block = [threads, 1, 1];
         let mut error = [0 as c_char; ERROR_BYTES];
@@ -161,7 +178,15 @@ impl Emulator {
         // block and as many arguments as there are, each a pointer to a value at least as wide as its parameter; it writes at
         // most ERROR_BYTES, the last of them 0.
         let failed = unsafe {
-            (entry.run)(&mut *host, grid.as_ptr(), block.as_ptr(), shared, args.as_mut_ptr(), error.as_mut_ptr(), ERROR_BYTES) != 0
+            (entry.run)(
+                &mut *host,
+                grid.as_ptr(),
+                block.as_ptr(),
+                shared,
+                args.as_mut_ptr(),
+                error.as_mut_ptr(),
+                ERROR_BYTES,
+            ) != 0
         };
         if !failed {
             return Ok(());
@@ -181,7 +206,8 @@ impl Library {
         if code == 0 {
             return None;
         }
-        let output = Command::new("addr2line").arg("-i").arg("-e").arg(&self.path).arg(format!("{code:#x}")).output().ok()?;
+        let output =
+            Command::new("addr2line").arg("-i").arg("-e").arg(&self.path).arg(format!("{code:#x}")).output().ok()?;
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
         let place = |line: &'_ str| line.rsplit('/').next()?.split(" (").next().map(str::to_string);
         lines.lines().filter_map(place).find(|place| !place.starts_with(OWN) && !place.contains('?'))

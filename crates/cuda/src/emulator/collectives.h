@@ -1,8 +1,9 @@
 // What lanes do together, and copies that are on their way.
 namespace emulator {
 
-MACHINE float from_bf16(u32 bits) {
-    u32 wide = bits << 16;
+/// The bf16 in the lower or the upper half.
+MACHINE float from_bf16(u32 pair, u32 half) {
+    u32 wide = half ? pair & 0xffff0000 : pair << 16;
     float x;
     memcpy(&x, &wide, 4);
     return x;
@@ -16,10 +17,10 @@ MACHINE void mma(Thread* lanes) {
     Row b[16];
     for (u32 lane = 0; lane < LANES; lane++) {
         u32 g = lane / 4, t = lane % 4;
-        for (u32 i = 0; i < 4; i++)
-            for (u32 half = 0; half < 2; half++) a[g + 8 * (i % 2)][2 * t + 8 * (i / 2) + half] = from_bf16(lanes[lane].a[i] >> 16 * half & 0xffff);
-        for (u32 i = 0; i < 2; i++)
-            for (u32 half = 0; half < 2; half++) b[2 * t + 8 * i + half][g] = from_bf16(lanes[lane].b[i] >> 16 * half & 0xffff);
+        for (u32 half = 0; half < 2; half++) {
+            for (u32 i = 0; i < 4; i++) a[g + 8 * (i % 2)][2 * t + 8 * (i / 2) + half] = from_bf16(lanes[lane].a[i], half);
+            for (u32 i = 0; i < 2; i++) b[2 * t + 8 * i + half][g] = from_bf16(lanes[lane].b[i], half);
+        }
     }
     for (u32 m = 0; m < 16; m++) {
         Row d;
@@ -48,41 +49,42 @@ MACHINE void shuffle(Thread* lanes, u32 n) {
     for (u32 lane = 0; lane < n; lane++) {
         Thread& thread = lanes[lane];
         if (thread.source >= n) fail(&thread, "shuffle from lane %u of a warp of %u threads", thread.source, n);
-        if (thread.bytes != lanes[thread.source].bytes) fail(&thread, "shuffle of %u bytes from a lane that gives %u", thread.bytes, lanes[thread.source].bytes);
+        u32 given = lanes[thread.source].bytes;
+        if (thread.bytes != given) fail(&thread, "shuffle of %u bytes from a lane that gives %u", thread.bytes, given);
         thread.value = values[thread.source];
     }
 }
 
-MACHINE void vote(Thread* lanes, u32 n) {
-    u64 ballot = 0;
-    for (u32 lane = 0; lane < n; lane++) ballot |= lanes[lane].value << lane;
-    for (u32 lane = 0; lane < n; lane++) lanes[lane].value = ballot;
+/// Two threads that must meet and do not.
+[[noreturn]] MACHINE void diverge(const Thread& thread, const Thread& other) {
+    const char* at = MEETS[thread.at];
+    if (other.returned) fail(&thread, "divergence: waits at %s, but thread %u has returned", at, other.number);
+    fail(&thread, "divergence: waits at %s while thread %u waits at %s", at, other.number, MEETS[other.at]);
 }
 
 /// All lanes have met: does what they met for, and lets them go on.
 MACHINE void meet(Warp& warp, Thread* lanes) {
     Meets at = lanes[0].at;
     for (u32 lane = 1; lane < warp.lanes; lane++)
-        if (lanes[lane].at != at) fail(&lanes[lane], "divergence: waits at %s while thread %u waits at %s", MEETS[(int)lanes[lane].at], lanes[0].number, MEETS[(int)at]);
-    bool whole = at == Meets::MMA || at == Meets::LDMATRIX || at == Meets::LDMATRIX_TRANS;
-    if (whole && warp.lanes != LANES) fail(&lanes[0], "%s in a warp of %u threads", MEETS[(int)at], warp.lanes);
+        if (lanes[lane].at != at) diverge(lanes[lane], lanes[0]);
+    bool whole = at == MMA || at == LDMATRIX || at == LDMATRIX_TRANS;
+    if (whole && warp.lanes != LANES) fail(&lanes[0], "%s in a warp of %u threads", MEETS[at], warp.lanes);
     switch (at) {
-        case Meets::WARP_BARRIER: warp.epoch++; break;
-        case Meets::SHUFFLE: shuffle(lanes, warp.lanes); break;
-        case Meets::VOTE: vote(lanes, warp.lanes); break;
-        case Meets::MMA: mma(lanes); break;
-        case Meets::LDMATRIX: ldmatrix(lanes, false); break;
-        case Meets::LDMATRIX_TRANS: ldmatrix(lanes, true); break;
+        case WARP_BARRIER: warp.epoch++; break;
+        case SHUFFLE: shuffle(lanes, warp.lanes); break;
+        case MMA: mma(lanes); break;
+        case LDMATRIX: ldmatrix(lanes, false); break;
+        case LDMATRIX_TRANS: ldmatrix(lanes, true); break;
         default: break;
     }
     warp.waiting = 0;
-    for (u32 lane = 0; lane < warp.lanes; lane++) lanes[lane].at = Meets::NOTHING;
+    for (u32 lane = 0; lane < warp.lanes; lane++) lanes[lane].at = NOTHING;
 }
 
 MACHINE __attribute__((noinline)) void wait_at(Meets at) {
     Thread* thread = machine.current;
     thread->at = at;
-    if (at != Meets::BARRIER) {
+    if (at != BARRIER) {
         u32 w = thread->number / LANES;
         if (++machine.warps[w].waiting == machine.warps[w].lanes) meet(machine.warps[w], machine.threads + w * LANES);
     }

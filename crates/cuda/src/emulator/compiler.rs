@@ -64,13 +64,16 @@ impl Compiler {
         options.push("-DFEWSTEP_EMULATE".into());
         options.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
         // Kernels are looked for behind the preprocessor: no comments, no macros, no text that is left out.
-        let expanded = self.run(name, &[&options[..], &words("-E -x c++ -")].concat(), &format!("#line 1 \"{name}\"\n{text}"))?;
+        let expanded =
+            self.run(name, &[&options[..], &words("-E -x c++ -")].concat(), &format!("#line 1 \"{name}\"\n{text}"))?;
         let expanded = String::from_utf8_lossy(&expanded.stdout).into_owned();
         let kernels = kernels(&expanded);
         // Kernels get names of their own, which no library of the host has.
-        let renamed: String = kernels.iter().map(|kernel| format!("#define {kernel} fewstep_kernel_{kernel}\n")).collect();
+        let renamed: String =
+            kernels.iter().map(|kernel| format!("#define {kernel} fewstep_kernel_{kernel}\n")).collect();
         let entries: String = kernels.iter().map(|kernel| format!("EMULATE({kernel})\n")).collect();
-        let machine: String = MACHINE.iter().map(|(name, text)| format!("#line 1 \"{OWN}{name}.h\"\n{text}\n")).collect();
+        let machine: String =
+            MACHINE.iter().map(|(name, text)| format!("#line 1 \"{OWN}{name}.h\"\n{text}\n")).collect();
         let source = format!("{machine}{renamed}{expanded}\n{entries}");
 
         let folder = folder();
@@ -106,7 +109,12 @@ impl Compiler {
 
     fn run(&self, name: &str, arguments: &[String], input: &str) -> Result<Output> {
         let failed = |source| EmulatorError::NoCompiler { command: self.command.clone(), source };
-        let child = Command::new(&self.command).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = Command::new(&self.command)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
         let mut child = child.map_err(failed)?;
         let mut stdin = child.stdin.take();
         let output = std::thread::scope(|scope| {
@@ -117,7 +125,10 @@ impl Compiler {
         let output = output.map_err(failed)?;
         match output.status.success() {
             true => Ok(output),
-            false => Err(EmulatorError::Compile { name: name.into(), log: String::from_utf8_lossy(&output.stderr).into_owned() }),
+            false => Err(EmulatorError::Compile {
+                name: name.into(),
+                log: String::from_utf8_lossy(&output.stderr).into_owned(),
+            }),
         }
     }
 }
@@ -146,7 +157,7 @@ fn name(after: &str) -> Option<&str> {
         let tail = tail.trim_start();
         match (word, tail.strip_prefix('(')) {
             ("", _) => return None,
-            ("__launch_bounds__", Some(tail)) => rest = &closed(tail)?.trim_start(),
+            ("__launch_bounds__", Some(tail)) => rest = closed(tail)?.trim_start(),
             (name, Some(_)) => return Some(name),
             (_, None) => rest = tail,
         }

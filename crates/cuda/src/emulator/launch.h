@@ -17,7 +17,7 @@ MACHINE void run_warp(u32 w) {
         u32 stride = random_bits() | 1, offset = random_bits();
         for (u32 i = 0; i < LANES; i++) {
             u32 lane = (i * stride + offset) % LANES;
-            if (lane >= warp.lanes || lanes[lane].returned || lanes[lane].at != Meets::NOTHING) continue;
+            if (lane >= warp.lanes || lanes[lane].returned || lanes[lane].at != NOTHING) continue;
             ran = true;
             machine.current = &lanes[lane];
             resume(machine.scheduler, lanes[lane].context);
@@ -25,24 +25,18 @@ MACHINE void run_warp(u32 w) {
     }
     for (u32 lane = 0; lane < warp.lanes; lane++) {
         Thread& thread = lanes[lane];
-        if (thread.returned || thread.at == Meets::BARRIER) continue;
-        for (u32 i = 0; i < warp.lanes; i++) {
-            const char* at = MEETS[(int)thread.at];
-            if (lanes[i].returned) fail(&thread, "divergence: waits at %s, but thread %u of its warp has returned", at, lanes[i].number);
-            if (lanes[i].at != thread.at) fail(&thread, "divergence: waits at %s while thread %u waits at %s", at, lanes[i].number, MEETS[(int)lanes[i].at]);
-        }
+        if (thread.returned || thread.at == BARRIER) continue;
+        for (u32 i = 0; i < warp.lanes; i++)
+            if (lanes[i].returned || lanes[i].at != thread.at) diverge(thread, lanes[i]);
     }
 }
 
 /// Lets all threads pass the barrier; false if the block is done.
 MACHINE bool pass_barrier() {
     const Thread *waiting = nullptr, *returned = nullptr;
-    for (u32 i = 0; i < machine.n_threads; i++) {
-        Thread& thread = machine.threads[i];
-        (thread.returned ? returned : waiting) = &thread;
-        thread.at = Meets::NOTHING;
-    }
-    if (waiting && returned) fail(waiting, "divergence: waits at barrier, but thread %u has returned", returned->number);
+    for (u32 i = 0; i < machine.n_threads; i++) (machine.threads[i].returned ? returned : waiting) = &machine.threads[i];
+    if (waiting && returned) diverge(*waiting, *returned);
+    for (u32 i = 0; i < machine.n_threads; i++) machine.threads[i].at = NOTHING;
     machine.epoch++;
     return waiting != nullptr;
 }
@@ -57,7 +51,7 @@ MACHINE void run_block() {
         thread.index = {i % d.x, i / d.x % d.y, i / d.x / d.y};
         thread.number = i;
         thread.returned = false;
-        thread.at = Meets::NOTHING;
+        thread.at = NOTHING;
         thread.first_copy = thread.n_copies = thread.groups = 0;
         prepare(thread.context, machine.stacks + i * (GUARD + STACK) + GUARD, run_thread);
     }
@@ -133,8 +127,8 @@ MACHINE char* make_stacks() {
 }
 
 /// Runs all blocks. Returns 0, or 1 with what went wrong in `error`.
-MACHINE int launch(Host& host, const char* kernel, void (*call)(void**), const unsigned grid[3], const unsigned block[3], size_t shared, void** arguments,
-                          char* error, size_t error_room) {
+MACHINE int launch(Host& host, const char* kernel, void (*call)(void**), const unsigned grid[3], const unsigned block[3],
+                   size_t shared, void** arguments, char* error, size_t error_room) {
     machine.kernel = kernel;
     machine.call = call;
     machine.arguments = arguments;
@@ -148,7 +142,8 @@ MACHINE int launch(Host& host, const char* kernel, void (*call)(void**), const u
     host.code = 0;
     u64 threads = (u64)block[0] * block[1] * block[2];
     if (threads == 0 || threads > MAX_THREADS || shared > MAX_SHARED) {
-        snprintf(error, error_room, "%s: %llu threads with %zu bytes of shared memory in a block; at most %u and %zu", kernel, threads, shared, MAX_THREADS, MAX_SHARED);
+        snprintf(error, error_room, "%s: %llu threads with %zu bytes of shared memory in a block; at most %u and %zu", kernel,
+                 threads, shared, MAX_THREADS, MAX_SHARED);
         return 1;
     }
     machine.n_threads = (u32)threads;
@@ -196,18 +191,20 @@ MACHINE int launch(Host& host, const char* kernel, void (*call)(void**), const u
 template <class... P, size_t... I> MACHINE void apply(void (*kernel)(P...), void** arguments, std::index_sequence<I...>) {
     kernel(*(P*)arguments[I]...);
 }
-template <class... P> MACHINE void apply(void (*kernel)(P...), void** arguments) { apply(kernel, arguments, std::index_sequence_for<P...>()); }
+template <class... P> MACHINE void apply(void (*kernel)(P...), void** arguments) {
+    apply(kernel, arguments, std::index_sequence_for<P...>());
+}
 template <class... P> constexpr u64 parameters(void (*)(P...)) { return sizeof...(P); }
 
 }  // namespace emulator
 
-/// Makes `extern "C" int fewstep_emulate_NAME(host, grid, block, shared, arguments, error, error_room)`, arguments as of cuLaunchKernel,
-/// and their number in `fewstep_parameters_NAME`.
-#define EMULATE(kernel)                                                                                                              \
-    extern "C" __attribute__((visibility("default"))) const u64 fewstep_parameters_##kernel = emulator::parameters(kernel);          \
-    extern "C" UNWATCHED __attribute__((visibility("default"))) int fewstep_emulate_##kernel(                                          \
-        emulator::Host& host, const unsigned grid[3], const unsigned block[3], size_t shared, void** arguments, char* error,         \
-        size_t error_room) {                                                                                                         \
-        auto call = [](void** a) { emulator::apply(kernel, a); };                                                                    \
-        return emulator::launch(host, #kernel, call, grid, block, shared, arguments, error, error_room);                             \
+/// Makes `extern "C" int fewstep_emulate_NAME(host, grid, block, shared, arguments, error, error_room)`, arguments as of
+/// cuLaunchKernel, and their number in `fewstep_parameters_NAME`.
+#define EMULATE(kernel)                                                                                                   \
+    extern "C" __attribute__((visibility("default"))) const u64 fewstep_parameters_##kernel = emulator::parameters(kernel); \
+    extern "C" UNWATCHED __attribute__((visibility("default"))) int fewstep_emulate_##kernel(                             \
+        emulator::Host& host, const unsigned grid[3], const unsigned block[3], size_t shared, void** arguments,           \
+        char* error, size_t error_room) {                                                                                 \
+        auto call = [](void** a) { emulator::apply(kernel, a); };                                                         \
+        return emulator::launch(host, #kernel, call, grid, block, shared, arguments, error, error_room);                  \
     }

@@ -1,8 +1,12 @@
 // What a kernel may touch, and whether two threads touch the same.
 namespace emulator {
 
-MACHINE bool within(const Region& region, const void* address) { return (u64)(uintptr_t)address - region.start < region.bytes; }
-MACHINE bool is_shared(const void* address) { return within(machine.static_region, address) || within(machine.dynamic_region, address); }
+MACHINE bool within(const Region& region, const void* address) {
+    return (u64)(uintptr_t)address - region.start < region.bytes;
+}
+MACHINE bool is_shared(const void* address) {
+    return within(machine.static_region, address) || within(machine.dynamic_region, address);
+}
 
 /// The last buffer that starts at an address or before it.
 MACHINE const Region* buffer_before(u64 address) {
@@ -24,22 +28,27 @@ MACHINE const Region* region_of(const void* address) {
     return buffer && within(*buffer, address) ? machine.last = buffer : nullptr;
 }
 
+MACHINE const char* words(const char* format, u64 a, u64 b = 0) {
+    static char text[128];
+    snprintf(text, sizeof text, format, a, b);
+    return text;
+}
+
 /// Words for an address in or near a region.
 MACHINE const char* place(u64 address) {
-    static char words[160];
     // A kernel that errs by more does not show by how much.
     constexpr u64 NEAR = 1 << 20;
-    const Region& dynamic = machine.dynamic_region;
+    const Region &fixed = machine.static_region, &dynamic = machine.dynamic_region;
     const Region* buffer = buffer_before(address);
     const Region* next = buffer ? buffer + 1 : machine.host->buffers;
+    u64 offset = address - (buffer ? buffer->start : 0), in_dynamic = address - dynamic.start;
+    if (within(fixed, (void*)address)) return words("byte %llu of static shared memory", address - fixed.start);
+    if (in_dynamic < dynamic.bytes + GUARD) return words("byte %llu of dynamic shared memory, which has %llu", in_dynamic, dynamic.bytes);
+    if (dynamic.start - address < GUARD) return words("%llu bytes before dynamic shared memory", dynamic.start - address);
+    if (buffer && offset < buffer->bytes + NEAR) return words("byte %llu of a buffer of %llu", offset, buffer->bytes);
     bool has_next = next < machine.host->buffers + machine.host->n_buffers;
-    if (within(machine.static_region, (void*)address)) snprintf(words, sizeof words, "byte %llu of static shared memory", address - machine.static_region.start);
-    else if (address - dynamic.start < dynamic.bytes + GUARD) snprintf(words, sizeof words, "byte %llu of dynamic shared memory, which has %llu", address - dynamic.start, dynamic.bytes);
-    else if (dynamic.start - address < GUARD) snprintf(words, sizeof words, "%llu bytes before dynamic shared memory", dynamic.start - address);
-    else if (buffer && address - buffer->start < buffer->bytes + NEAR) snprintf(words, sizeof words, "byte %llu of a buffer of %llu", address - buffer->start, buffer->bytes);
-    else if (has_next && next->start - address < NEAR) snprintf(words, sizeof words, "%llu bytes before a buffer of %llu", next->start - address, next->bytes);
-    else snprintf(words, sizeof words, "%#llx, which is no memory of a kernel", address);
-    return words;
+    if (has_next && next->start - address < NEAR) return words("%llu bytes before a buffer of %llu", next->start - address, next->bytes);
+    return words("%#llx, which is no memory of a kernel", address);
 }
 
 /// Has a touch ended before this one began? Those before epoch `since` have.
@@ -52,13 +61,14 @@ MACHINE bool ordered(const Touch& before, const Touch& now, u32 since) {
     return same_warp && before.warp_epoch != now.warp_epoch;
 }
 
-[[noreturn]] MACHINE __attribute__((noinline)) void race(const Touch& before, bool wrote, bool writes, u64 address, const void* code) {
+[[noreturn]] MACHINE void race(const Touch& before, bool wrote, bool writes, u64 address, const void* code) {
     locate((const char*)code - 1);
     char other[48] = "other threads";
     if (before.thread < MAX_THREADS) snprintf(other, sizeof other, "thread %u", before.thread);
     else if (before.thread != SEVERAL) snprintf(other, sizeof other, "other lanes of the warp");
-    fail(machine.current, "race: %s %s, which %s%s %s with no barrier between", writes ? "writes" : "reads", place(address), other,
-         before.epoch < machine.block_began ? " of another block" : "", wrote ? "wrote" : "read");
+    const char* of = before.epoch < machine.block_began ? " of another block" : "";
+    fail(machine.current, "race: %s %s, which %s%s %s with no barrier between", writes ? "writes" : "reads", place(address),
+         other, of, wrote ? "wrote" : "read");
 }
 
 /// Who has read a byte, once `now` has too.
@@ -80,7 +90,7 @@ MACHINE void touch(const void* pointer, size_t bytes, bool writes, const void* c
     const Region* region = region_of(pointer);
     if (!region || address + bytes > region->start + region->bytes) {
         // Constants, and buffers that nobody has told of.
-        bool constant = address - (u64)(uintptr_t)__ehdr_start < (u64)(_end - __ehdr_start);
+        bool constant = !writes && address - (u64)(uintptr_t)__ehdr_start < (u64)(_end - __ehdr_start);
         if (!region && (constant || machine.host->n_buffers == 0)) return;
         locate((const char*)code - 1);
         fail(thread, "%s %s", writes ? "writes" : "reads", place(region ? region->start + region->bytes : address));
@@ -103,7 +113,7 @@ MACHINE void touch(const void* pointer, size_t bytes, bool writes, const void* c
 
 MACHINE void need_shared(const void* address, const char* what) {
     if (!is_shared(address)) fail(machine.current, "%s: %p is not in shared memory", what, address);
-    if ((uintptr_t)address % 16) fail(machine.current, "%s: address %p in shared memory is not 16-byte aligned", what, address);
+    if ((uintptr_t)address % 16) fail(machine.current, "%s: %p is not 16-byte aligned", what, address);
 }
 
 }  // namespace emulator

@@ -119,7 +119,8 @@ impl Memory {
     fn within(&self, address: u64, bytes: usize) -> Result<MutexGuard<'_, BTreeMap<usize, Buffer>>> {
         let buffers = self.buffers();
         let at = address as usize;
-        let fits = |(start, buffer): (&usize, &Buffer)| at - start <= buffer.bytes && bytes <= buffer.bytes - (at - start);
+        let fits =
+            |(start, buffer): (&usize, &Buffer)| at - start <= buffer.bytes && bytes <= buffer.bytes - (at - start);
         match bytes == 0 || buffers.range(..=at).next_back().is_some_and(fits) {
             true => Ok(buffers),
             false => Err(EmulatorError::Outside { address, bytes }),

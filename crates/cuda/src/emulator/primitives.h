@@ -15,8 +15,8 @@ MACHINE dim3 grid_dim() { return machine.grid_dim; }
 MACHINE u32 lane_id() { return threadIdx.x % emulator::LANES; }
 MACHINE u32 warp_id() { return threadIdx.x / emulator::LANES; }
 
-MACHINE void barrier() { emulator::wait_at(emulator::Meets::BARRIER); }
-MACHINE void warp_barrier() { emulator::wait_at(emulator::Meets::WARP_BARRIER); }
+MACHINE void barrier() { emulator::wait_at(emulator::BARRIER); }
+MACHINE void warp_barrier() { emulator::wait_at(emulator::WARP_BARRIER); }
 
 namespace emulator {
 template <class V> MACHINE V shuffled(V x, u32 source) {
@@ -26,13 +26,15 @@ template <class V> MACHINE V shuffled(V x, u32 source) {
     memcpy(&thread->value, &x, sizeof x);
     thread->source = source;
     thread->bytes = sizeof x;
-    wait_at(Meets::SHUFFLE);
+    wait_at(SHUFFLE);
     memcpy(&x, &thread->value, sizeof x);
     return x;
 }
 }  // namespace emulator
 
-template <class V> MACHINE V shuffle_xor(V x, u32 mask) { return emulator::shuffled(x, (emulator::machine.current->number ^ mask) % emulator::LANES); }
+template <class V> MACHINE V shuffle_xor(V x, u32 mask) {
+    return emulator::shuffled(x, (emulator::machine.current->number ^ mask) % emulator::LANES);
+}
 template <class V> MACHINE V shuffle(V x, u32 from) { return emulator::shuffled(x, from % emulator::LANES); }
 template <class V> MACHINE V shuffle_up(V x, u32 by) {
     u32 lane = emulator::machine.current->number % emulator::LANES;
@@ -94,7 +96,7 @@ MACHINE void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     thread->d = d;
     thread->a = a;
     thread->b = b;
-    emulator::wait_at(emulator::Meets::MMA);
+    emulator::wait_at(emulator::MMA);
 }
 namespace emulator {
 MACHINE void load_matrix(u32 (&r)[4], const void* row, Meets at) {
@@ -105,8 +107,8 @@ MACHINE void load_matrix(u32 (&r)[4], const void* row, Meets at) {
     wait_at(at);
 }
 }  // namespace emulator
-MACHINE void ldmatrix_x4(u32 (&r)[4], const void* row) { emulator::load_matrix(r, row, emulator::Meets::LDMATRIX); }
-MACHINE void ldmatrix_x4_trans(u32 (&r)[4], const void* row) { emulator::load_matrix(r, row, emulator::Meets::LDMATRIX_TRANS); }
+MACHINE void ldmatrix_x4(u32 (&r)[4], const void* row) { emulator::load_matrix(r, row, emulator::LDMATRIX); }
+MACHINE void ldmatrix_x4_trans(u32 (&r)[4], const void* row) { emulator::load_matrix(r, row, emulator::LDMATRIX_TRANS); }
 
 MACHINE void copy_async16(void* to, const void* from, bool valid) { emulator::start_copy(to, from, valid); }
 MACHINE void copy_async_commit() { emulator::machine.current->groups++; }

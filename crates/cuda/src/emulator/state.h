@@ -1,8 +1,8 @@
 // What a launch consists of, and how it ends in an error.
 namespace emulator {
 
-enum class Meets { NOTHING, BARRIER, WARP_BARRIER, SHUFFLE, VOTE, MMA, LDMATRIX, LDMATRIX_TRANS };
-static const char* const MEETS[] = {"nothing", "barrier", "warp_barrier", "shuffle", "vote", "mma_bf16", "ldmatrix", "ldmatrix_trans"};
+enum Meets { NOTHING, BARRIER, WARP_BARRIER, SHUFFLE, MMA, LDMATRIX, LDMATRIX_TRANS };
+static const char* const MEETS[] = {"nothing", "barrier", "warp_barrier", "shuffle", "mma_bf16", "ldmatrix", "ldmatrix_trans"};
 
 /// A copy_async16 on its way.
 struct Copy {
@@ -17,7 +17,7 @@ struct Thread {
     bool returned;
     /// The collective that it waits at.
     Meets at;
-    /// What it brings: a shuffle's value and source lane, a vote's flag, pointers to fragments or to a row.
+    /// What it brings: a shuffle's value and source lane, pointers to fragments or to a row.
     u64 value;
     u32 source, bytes;
     float* d;
@@ -34,8 +34,9 @@ struct Warp {
     u16 epoch;
 };
 
-/// Who last touched a byte, and when: between which barriers of the block, counted over all blocks and launches, and of the warp.
+/// Who last touched a byte, and when: between which barriers of the block and of the warp.
 struct Touch {
+    /// Counted over all blocks and launches.
     u32 epoch;
     u16 warp_epoch;
     /// A thread's number, `LANES_OF` and a warp's, or `SEVERAL`.
@@ -63,6 +64,7 @@ struct Host {
     /// Where in the library the last error arose, as an offset from its start; 0 if unknown.
     u64 code;
 };
+
 struct Machine {
     Host* host;
     const char* kernel;
@@ -100,7 +102,7 @@ extern "C" const char _end[] __attribute__((visibility("hidden")));
 
 MACHINE void locate(const void* code) { machine.host->code = (u64)((const char*)code - __ehdr_start); }
 
-/// Ends the launch with an error that starts with where it arose: 256 bytes at least, for a kernel's name and two places.
+/// Ends the launch with an error that starts with where it arose.
 [[noreturn]] MACHINE void fail(const Thread* thread, const char* format, ...) __attribute__((format(printf, 2, 3)));
 [[noreturn]] MACHINE void fail(const Thread* thread, const char* format, ...) {
     machine.active = 0;
