@@ -42,7 +42,7 @@ CHECK void __ubsan_handle_add_overflow(void* place, void*, void*) { emulator::un
 CHECK void __ubsan_handle_sub_overflow(void* place, void*, void*) { emulator::undefined(place, "signed difference overflows"); }
 CHECK void __ubsan_handle_mul_overflow(void* place, void*, void*) { emulator::undefined(place, "signed product overflows"); }
 CHECK void __ubsan_handle_negate_overflow(void* place, void*) { emulator::undefined(place, "signed negation overflows"); }
-CHECK void __ubsan_handle_divrem_overflow(void* place, void*, void*) { emulator::undefined(place, "division by zero, or overflow"); }
-CHECK void __ubsan_handle_shift_out_of_bounds(void* place, void*, void*) { emulator::undefined(place, "shift by the width or more"); }
+CHECK void __ubsan_handle_divrem_overflow(void* place, void*, void*) { emulator::undefined(place, "quotient overflows"); }
+CHECK void __ubsan_handle_shift_out_of_bounds(void* place, void*, void*) { emulator::undefined(place, "shift too far"); }
 #undef CHECK_ACCESS
 #undef CHECK

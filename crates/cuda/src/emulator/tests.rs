@@ -310,10 +310,7 @@ fn collectives_that_threads_miss_are_named() {
         &defect("some_return_early", (1, 64, 0), &[], 64),
         &["thread (31, 0, 0): divergence: waits at barrier, but thread 63 has returned"],
     );
-    says(
-        &defect("lanes_return_early", (1, 32, 0), &[], 32),
-        &["waits at shuffle, but thread 7 has returned"],
-    );
+    says(&defect("lanes_return_early", (1, 32, 0), &[], 32), &["waits at shuffle, but thread 7 has returned"]);
     says(&defect("lanes_diverge", (1, 32, 0), &[], 32), &["divergence", "mma_bf16", "warp_barrier"]);
     says(&defect("shuffles_from_nobody", (1, 20, 0), &[], 20), &["shuffle from lane", "of a warp of 20 threads"]);
 }
