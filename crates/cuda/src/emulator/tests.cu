@@ -193,8 +193,28 @@ extern "C" __global__ void passes_through_a_buffer(u32* y) {
     barrier();
     own[threadIdx.x] = x;
 }
+// All read, then thread who[0] writes; the warp meets in between if who[1].
+extern "C" __global__ void one_writes_what_all_read(const u32* who, u32* y) {
+    __shared__ u32 x;
+    if (threadIdx.x == 0) x = 0;
+    barrier();
+    y[threadIdx.x] = x;
+    if (who[1]) warp_barrier();
+    if (threadIdx.x == who[0]) x = 1;
+}
+extern "C" __global__ void copies_over_what_is_read(const uint4* x, uint4* y) {
+    __shared__ uint4 held[64];
+    held[threadIdx.x] = x[threadIdx.x];
+    barrier();
+    y[threadIdx.x] = held[63 - threadIdx.x];
+    copy_async16(held + threadIdx.x, x + threadIdx.x, true);
+    copy_async_commit();
+    barrier();
+    copy_async_wait<0>();
+}
 extern "C" __global__ void forgets_to_wait(const uint4* x, uint4* y) {
     __shared__ uint4 held[32];
+    held[threadIdx.x] = x[threadIdx.x];
     copy_async16(held + threadIdx.x, x + threadIdx.x, true);
     copy_async_commit();
     barrier();

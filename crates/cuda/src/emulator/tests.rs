@@ -232,8 +232,8 @@ fn an_access_outside_of_a_buffer_is_named() {
     );
     says(&defect("writes_far_away", (1, 1, 0), &[], 32), &["writes 0x", "which is no memory of a kernel"]);
     says(
-        &defect("copies_past_the_end", (1, 32, 0), &[&words(124)], 1),
-        &["thread (31, 0, 0): reads byte 496 of a buffer of 496"],
+        &defect("copies_past_the_end", (1, 32, 0), &[&words(126)], 1),
+        &["thread (31, 0, 0): reads byte 504 of a buffer of 504"],
     );
 }
 
@@ -268,6 +268,11 @@ fn races_on_shared_memory_are_named() {
     says(&defect("races_in_a_block", (1, 64, 0), &[], 64), &["race", "byte", "static shared memory", "tests.cu:"]);
     says(&defect("races_in_a_warp", (1, 32, 0), &[], 32), &["race"]);
     says(&defect("overwrites_what_is_read", (1, 64, 0), &[], 64), &["thread (40, 0, 0)", "race: writes"]);
+    says(&defect("copies_over_what_is_read", (1, 64, 0), &[&words(256)], 256), &["race"]);
+    // Whoever it is, in whatever order the others ran.
+    for (who, warp_meets) in (0..64).flat_map(|who| [(who, 0), (who, 1)]) {
+        says(&defect("one_writes_what_all_read", (1, 64, 0), &[&[who, warp_meets]], 64), &["race"]);
+    }
     says(&defect("waits_but_meets_nobody", (1, 32, 0), &[&words(128)], 128), &["race"]);
 }
 
