@@ -270,8 +270,8 @@ fn races_on_shared_memory_are_named() {
     says(&defect("overwrites_what_is_read", (1, 64, 0), &[], 64), &["thread (40, 0, 0)", "race: writes"]);
     says(&defect("copies_over_what_is_read", (1, 64, 0), &[&words(256)], 256), &["race"]);
     // Whoever it is, in whatever order the others ran.
-    for (who, warp_meets) in (0..64).flat_map(|who| [(who, 0), (who, 1)]) {
-        says(&defect("one_writes_what_all_read", (1, 64, 0), &[&[who, warp_meets]], 64), &["race"]);
+    for (who, threads, warp_meets) in (0..32).flat_map(|who| [(who, 32, 0), (who + 32, 64, 0), (who + 32, 64, 1)]) {
+        says(&defect("one_writes_what_all_read", (1, threads, 0), &[&[who, warp_meets]], 64), &["race"]);
     }
     says(&defect("waits_but_meets_nobody", (1, 32, 0), &[&words(128)], 128), &["race"]);
 }
