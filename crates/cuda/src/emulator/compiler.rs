@@ -137,11 +137,14 @@ fn words(text: &str) -> Vec<String> {
     text.split(' ').map(Into::into).collect()
 }
 
-/// Where libraries are kept: beside the build that the tests belong to.
+/// Where libraries are kept: beside the program, of which the tests' are in `deps`.
 fn folder() -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_default();
-    let target = exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
-    target.map(Path::to_path_buf).unwrap_or_else(std::env::temp_dir).join("emulator")
+    let mut folder = exe.parent().unwrap_or(Path::new("."));
+    if folder.ends_with("deps") {
+        folder = folder.parent().unwrap_or(folder);
+    }
+    folder.join("emulator")
 }
 
 /// The names of all kernels of a preprocessed text: what stands before the parameters of each `__global__`.
