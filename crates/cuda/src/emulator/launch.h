@@ -152,7 +152,8 @@ MACHINE int launch(Host& host, const char* kernel, void (*call)(void**), const u
     size_t mapped = GUARD + room + GUARD;
     char* guarded = (char*)map(mapped);
     size_t fixed = (size_t)(__stop_fewstep_shared - __start_fewstep_shared);
-    Shadow* shadow = (Shadow*)calloc(shared + fixed + 1, sizeof(Shadow));
+    size_t fixed_shadows = fixed / 16 + 2;
+    Shadow* shadow = (Shadow*)calloc(fixed_shadows + shared / 16 + 1, sizeof(Shadow));
     if (!host.stacks) host.stacks = make_stacks();
     if (!guarded || !shadow || !host.stacks) {
         snprintf(error, error_room, "%s: the host is out of memory", kernel);
@@ -164,8 +165,8 @@ MACHINE int launch(Host& host, const char* kernel, void (*call)(void**), const u
     machine.dynamic = (unsigned char*)guarded + GUARD + room - aligned;
     machine.stacks = host.stacks;
     machine.static_region = {(u64)(uintptr_t)__start_fewstep_shared, fixed, shadow};
-    machine.dynamic_region = {(u64)(uintptr_t)machine.dynamic, shared, shadow + fixed};
-    machine.last = nullptr;
+    machine.dynamic_region = {(u64)(uintptr_t)machine.dynamic, shared, shadow + fixed_shadows};
+    memset(machine.recent, 0, sizeof machine.recent);
     // No shadow has epoch 0 but a fresh one.
     machine.epoch = machine.launch_began = (u32)host.epoch + 1;
 

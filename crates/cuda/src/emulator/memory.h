@@ -21,11 +21,13 @@ MACHINE const Region* buffer_before(u64 address) {
 }
 
 MACHINE const Region* region_of(const void* address) {
-    if (machine.last && within(*machine.last, address)) return machine.last;
+    // Guards part buffers by more than this.
+    const Region*& recent = machine.recent[(uintptr_t)address >> 16 & 15];
+    if (recent && within(*recent, address)) return recent;
     if (within(machine.static_region, address)) return &machine.static_region;
     if (within(machine.dynamic_region, address)) return &machine.dynamic_region;
     const Region* buffer = buffer_before((u64)(uintptr_t)address);
-    return buffer && within(*buffer, address) ? machine.last = buffer : nullptr;
+    return buffer && within(*buffer, address) ? recent = buffer : nullptr;
 }
 
 MACHINE const char* words(const char* format, u64 a, u64 b = 0) {
@@ -80,6 +82,32 @@ MACHINE void add_reader(Touch& read, const Touch& now, u32 since) {
     else if (read.thread != now.thread) read.thread = (u16)(LANES_OF | now.thread / LANES);
 }
 
+/// The first touch says how fine a shadow is, a finer one makes it finer.
+MACHINE void refine(Shadow& shadow, u32 grain) {
+    for (u32 i = 0; shadow.grain > 0 && i < 16; i += grain) {
+        u32 first = i / shadow.grain * shadow.grain;
+        shadow.read[i] = shadow.read[first];
+        shadow.write[i] = shadow.write[first];
+    }
+    shadow.grain = grain;
+}
+
+/// An access to `bytes` bytes, a power of two, at a multiple of it.
+MACHINE void touch_shadow(Shadow& shadow, u64 address, u32 bytes, bool writes, const Touch& now, u32 since, const void* code) {
+    if (shadow.grain == 0 || shadow.grain > bytes) refine(shadow, bytes);
+    u32 first = address % 16;
+    for (u32 i = first; i < first + bytes; i += shadow.grain) {
+        Touch &read = shadow.read[i], &write = shadow.write[i];
+        if (!ordered(write, now, since)) race(write, true, writes, address + i - first, code);
+        if (writes) {
+            if (!ordered(read, now, since)) race(read, false, true, address + i - first, code);
+            write = now;
+        } else {
+            add_reader(read, now, since);
+        }
+    }
+}
+
 /// Every access of a kernel to memory that is not certainly its own.
 MACHINE void touch(const void* pointer, size_t bytes, bool writes, const void* code) {
     if (!machine.active) return;
@@ -95,20 +123,13 @@ MACHINE void touch(const void* pointer, size_t bytes, bool writes, const void* c
         locate((const char*)code - 1);
         fail(thread, "%s %s", writes ? "writes" : "reads", place(region ? region->start + region->bytes : address));
     }
-    Shadow* shadow = region->shadow + (address - region->start);
     bool shared = region == &machine.static_region || region == &machine.dynamic_region;
     u32 since = shared ? machine.block_began : machine.launch_began;
     Touch now = {machine.epoch, machine.warps[thread->number / LANES].epoch, (u16)thread->number};
-    for (size_t i = 0; i < bytes; i++) {
-        Shadow& byte = shadow[i];
-        if (!ordered(byte.write, now, since)) race(byte.write, true, writes, address + i, code);
-        if (writes) {
-            if (!ordered(byte.read, now, since)) race(byte.read, false, true, address + i, code);
-            byte.write = now;
-        } else {
-            add_reader(byte.read, now, since);
-        }
-    }
+    bool whole = bytes <= 16 && (bytes & (bytes - 1)) == 0 && address % bytes == 0;
+    u32 step = whole ? (u32)bytes : 1;
+    for (u64 at = address; at < address + bytes; at += step)
+        touch_shadow(region->shadow[at / 16 - region->start / 16], at, step, writes, now, since, code);
 }
 
 MACHINE void need_shared(const void* address, const char* what) {

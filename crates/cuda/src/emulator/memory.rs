@@ -11,8 +11,8 @@ const GUARD: usize = 1 << 20;
 /// Alignment of buffers, in bytes.
 const ALIGNMENT: usize = 16;
 const PAGE: usize = 1 << 16;
-/// Bytes of shadow for each byte: `Shadow` of `state.h`.
-const SHADOW: usize = 16;
+/// Bytes of shadow for each 16 bytes: `Shadow` of `state.h`.
+const SHADOW: usize = 260;
 /// What fresh memory holds: a NaN of every type.
 const FRESH: u8 = 0xff;
 
@@ -78,7 +78,7 @@ impl Memory {
         }
         let full = || EmulatorError::Full { bytes };
         let room = bytes.checked_next_multiple_of(PAGE).ok_or_else(full)?;
-        let shadow = room.checked_mul(SHADOW).and_then(|bytes| Mapping::new(bytes, 0)).ok_or_else(full)?;
+        let shadow = (room / 16).checked_mul(SHADOW).and_then(|bytes| Mapping::new(bytes, 0)).ok_or_else(full)?;
         let mapping = Mapping::new(room + 2 * GUARD, GUARD).ok_or_else(full)?;
         let open = mapping.start + GUARD;
         // SAFETY: the open part of the new mapping.

@@ -43,11 +43,16 @@ struct Touch {
     u16 thread;
 };
 constexpr u16 LANES_OF = 0x8000, SEVERAL = 0xffff;
+
+/// Of 16 aligned bytes, for each `grain` bytes in a row at the place of the first; 0 while nobody has touched them.
 struct Shadow {
-    Touch read, write;
+    u32 grain;
+    Touch read[16], write[16];
 };
 
-/// Memory that kernels may touch, and the shadows of its bytes.
+static_assert(sizeof(Shadow) == 260, "as in memory.rs");
+
+/// Memory that kernels may touch, and the shadows of all that it has a part in.
 struct Region {
     u64 start, bytes;
     Shadow* shadow;
@@ -82,8 +87,8 @@ struct Machine {
     char* stacks;
     unsigned char* dynamic;
     Region static_region, dynamic_region;
-    /// The buffer touched last.
-    const Region* last;
+    /// Buffers touched lately, by address.
+    const Region* recent[16];
     pthread_t launcher;
     volatile sig_atomic_t active;
     sigjmp_buf escape;

@@ -108,6 +108,18 @@ extern "C" __global__ void swap_in_a_warp(u32* y) {
     y[threadIdx.x] = x[31 - threadIdx.x];
 }
 
+// Neighbouring bytes are different threads', words and packs all of theirs.
+extern "C" __global__ void accesses_of_all_widths(u32* y) {
+    __shared__ __align__(16) unsigned char x[128];
+    x[threadIdx.x] = (unsigned char)threadIdx.x;
+    barrier();
+    if (threadIdx.x < 32) y[threadIdx.x] = ((u32*)x)[threadIdx.x];
+    barrier();
+    if (threadIdx.x < 8) ((uint4*)x)[threadIdx.x] = uint4{threadIdx.x, 1, 2, 3};
+    barrier();
+    y[32 + threadIdx.x] = x[threadIdx.x];
+}
+
 extern "C" __global__ void many_collectives(u32* y) {
     u32 x = threadIdx.x;
     for (int i = 0; i < 10000; i++) {
@@ -192,6 +204,20 @@ extern "C" __global__ void passes_through_a_buffer(u32* y) {
     u32 x = own[63 - threadIdx.x];
     barrier();
     own[threadIdx.x] = x;
+}
+// Thread 0 writes a word, or reads it if which[2], thread 1 writes byte which[0] of 8, the byte first if which[1].
+extern "C" __global__ void writes_a_byte_of_a_word(const u32* which, u32* y) {
+    __shared__ u64 x[4];
+    x[threadIdx.x] = 0;
+    barrier();
+    for (u32 turn = 0; turn < 2; turn++) {
+        if (turn == which[1] && threadIdx.x == 0) {
+            if (which[2]) y[0] = ((u32*)x)[0];
+            else ((u32*)x)[0] = 1;
+        }
+        if (turn != which[1] && threadIdx.x == 1) ((unsigned char*)x)[which[0]] = 1;
+        shuffle(0, 0);
+    }
 }
 // All read, then thread who[0] writes; the warp meets in between if who[1].
 extern "C" __global__ void one_writes_what_all_read(const u32* who, u32* y) {

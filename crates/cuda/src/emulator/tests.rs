@@ -204,6 +204,26 @@ fn a_warp_barrier_orders_a_warp() {
 }
 
 #[test]
+fn bytes_of_a_word_are_apart() {
+    let y = run("accesses_of_all_widths", (1, 128, 0), &[], 160).unwrap();
+    assert_eq!(y[..32], (0..32).map(|i| 0x0302_0100 + 0x0404_0404 * i).collect::<Vec<u32>>());
+    assert_eq!(
+        y[32..],
+        (0..128).map(|i| if i % 4 > 0 { 0 } else { [i / 16, 1, 2, 3][i as usize % 16 / 4] }).collect::<Vec<u32>>()
+    );
+    for case in 0..32 {
+        let (byte, byte_first, reads) = (case / 4, case / 2 % 2, case % 2);
+        match run("writes_a_byte_of_a_word", (1, 2, 0), &[&[byte, byte_first, reads]], 1) {
+            Ok(_) => assert!(byte >= 4),
+            Err(e) => {
+                says(&e.to_string(), &["race: ", "of static shared memory"]);
+                assert!(byte < 4);
+            }
+        }
+    }
+}
+
+#[test]
 fn many_collectives_pass() {
     assert_eq!(run("many_collectives", (1, 128, 0), &[], 128).unwrap(), (0..128).collect::<Vec<u32>>());
 }
