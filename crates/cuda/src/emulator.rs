@@ -1,5 +1,5 @@
 //! Runs portable kernels on the host: their very source, compiled by the system's C++ compiler behind a stand-in for
-//! the device (`emulator/*.h`; `language.h` says what it catches).
+//! the device (`emulator/*.h`; `device.h` says what it catches).
 //!
 //! For tests, where no GPU is at hand. Kernels run to their end within [`Emulator::launch`], one launch at a time in a
 //! process. What a kernel does wrong comes back as an error that names kernel, block, thread and source line.
@@ -147,7 +147,7 @@ impl Emulator {
     /// Runs a kernel to its end; `args` point to the values of its parameters.
     ///
     /// # Errors
-    /// If there is no such kernel, or it does what it must not: see `language.h`.
+    /// If there is no such kernel, or it does what it must not: see `device.h`.
     pub fn launch(
         &self,
         library: &Library,

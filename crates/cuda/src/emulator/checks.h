@@ -4,13 +4,13 @@ struct Place {
     const char* file;
     u32 line, column;
 };
-[[noreturn]] MACHINE void undefined(const void* place, const char* what) {
+[[noreturn]] static void undefined(const void* place, const char* what) {
     const Place& at = *(const Place*)place;
     fail(machine.current, "%s:%u:%u: %s", at.file, at.line, at.column, what);
 }
 }  // namespace emulator
 
-#define CHECK extern "C" UNWATCHED __attribute__((used, visibility("hidden")))
+#define CHECK extern "C" __attribute__((visibility("hidden")))
 #define CHECK_ACCESS(bytes)                                                                                             \
     CHECK void __tsan_read##bytes(void* p) { emulator::touch(p, bytes, false, __builtin_return_address(0)); }           \
     CHECK void __tsan_write##bytes(void* p) { emulator::touch(p, bytes, true, __builtin_return_address(0)); }           \

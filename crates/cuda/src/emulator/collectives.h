@@ -1,8 +1,8 @@
-// What lanes do together, and copies that are on their way.
+// What lanes do together.
 namespace emulator {
 
 /// The bf16 in the lower or the upper half.
-MACHINE float from_bf16(u32 pair, u32 half) {
+static float from_bf16(u32 pair, u32 half) {
     u32 wide = half ? pair & 0xffff0000 : pair << 16;
     float x;
     memcpy(&x, &wide, 4);
@@ -11,7 +11,7 @@ MACHINE float from_bf16(u32 pair, u32 half) {
 
 /// Lane 4g + t holds A[g + 8(i % 2)][2t + 8(i / 2)] and the next in a[i], B[2t + 8i][g] and the next in b[i],
 /// D[g + 8(i / 2)][2t + i % 2] in d[i].
-MACHINE void mma(Thread* lanes) {
+static void mma(Thread* lanes) {
     typedef float Row __attribute__((vector_size(32)));
     float a[16][16];
     Row b[16];
@@ -31,7 +31,7 @@ MACHINE void mma(Thread* lanes) {
 }
 
 /// Tile i goes to r[i]: lane 4g + t holds M[g][2t], M[g][2t + 1], of the transpose M[2t][g], M[2t + 1][g].
-MACHINE void ldmatrix(Thread* lanes, bool transposed) {
+static void ldmatrix(Thread* lanes, bool transposed) {
     for (u32 tile = 0; tile < 4; tile++) {
         u16 m[8][8];
         for (u32 row = 0; row < 8; row++) memcpy(m[row], lanes[tile * 8 + row].row, 16);
@@ -43,7 +43,7 @@ MACHINE void ldmatrix(Thread* lanes, bool transposed) {
     }
 }
 
-MACHINE void shuffle(Thread* lanes, u32 n) {
+static void shuffle(Thread* lanes, u32 n) {
     u64 values[LANES];
     for (u32 lane = 0; lane < n; lane++) values[lane] = lanes[lane].value;
     for (u32 lane = 0; lane < n; lane++) {
@@ -56,14 +56,14 @@ MACHINE void shuffle(Thread* lanes, u32 n) {
 }
 
 /// Two threads that must meet and do not.
-[[noreturn]] MACHINE void diverge(const Thread& thread, const Thread& other) {
+[[noreturn]] static void diverge(const Thread& thread, const Thread& other) {
     const char* at = MEETS[thread.at];
     if (other.returned) fail(&thread, "divergence: waits at %s, but thread %u has returned", at, other.number);
     fail(&thread, "divergence: waits at %s while thread %u waits at %s", at, other.number, MEETS[other.at]);
 }
 
 /// All lanes have met: does what they met for, and lets them go on.
-MACHINE void meet(Warp& warp, Thread* lanes) {
+static void meet(Warp& warp, Thread* lanes) {
     Meets at = lanes[0].at;
     for (u32 lane = 1; lane < warp.lanes; lane++)
         if (lanes[lane].at != at) diverge(lanes[lane], lanes[0]);
@@ -81,7 +81,7 @@ MACHINE void meet(Warp& warp, Thread* lanes) {
     for (u32 lane = 0; lane < warp.lanes; lane++) lanes[lane].at = NOTHING;
 }
 
-MACHINE __attribute__((noinline)) void wait_at(Meets at) {
+static void wait_at(Meets at) {
     Thread* thread = machine.current;
     thread->at = at;
     if (at != BARRIER) {
@@ -89,38 +89,6 @@ MACHINE __attribute__((noinline)) void wait_at(Meets at) {
         if (++machine.warps[w].waiting == machine.warps[w].lanes) meet(machine.warps[w], machine.threads + w * LANES);
     }
     resume(thread->context, machine.scheduler);
-}
-
-MACHINE void arrive_copies(u32 newest) {
-    Thread* thread = machine.current;
-    while (thread->n_copies > 0 && thread->copies[thread->first_copy].group + newest < thread->groups) {
-        Copy& copy = thread->copies[thread->first_copy++];
-        thread->n_copies--;
-        touch(copy.to, 16, true, __builtin_return_address(0));
-        memcpy(copy.to, copy.bytes, 16);
-    }
-    if (thread->n_copies == 0) thread->first_copy = 0;
-}
-
-MACHINE void start_copy(void* to, const void* from, bool valid) {
-    Thread* thread = machine.current;
-    need_shared(to, "copy_async16");
-    if (valid && (uintptr_t)from % 16) fail(thread, "copy_async16: source %p is not 16-byte aligned", from);
-    u32 next = thread->first_copy + thread->n_copies;
-    if (next == thread->copy_room) {
-        thread->copy_room = 2 * thread->copy_room + 16;
-        thread->copies = (Copy*)realloc(thread->copies, thread->copy_room * sizeof(Copy));
-        if (!thread->copies) fail(thread, "copy_async16: the host is out of memory");
-    }
-    Copy& copy = thread->copies[next];
-    copy.to = to;
-    copy.group = thread->groups;
-    if (valid) touch(from, 16, false, __builtin_return_address(0));
-    if (valid) memcpy(copy.bytes, from, 16);
-    else memset(copy.bytes, 0, 16);
-    thread->n_copies++;
-    touch(to, 16, true, __builtin_return_address(0));
-    memset(to, 0xff, 16);
 }
 
 }  // namespace emulator

@@ -9,9 +9,11 @@ use sha2::{Digest, Sha256};
 
 use super::{EmulatorError, Result};
 
-/// What comes before the prelude, in order.
+/// What comes before the prelude.
+const DEVICE: (&str, &str) = ("device", include_str!("device.h"));
+/// What kernels are linked with, in order.
 const MACHINE: [(&str, &str); 8] = [
-    ("language", include_str!("language.h")),
+    DEVICE,
     ("fibres", include_str!("fibres.h")),
     ("state", include_str!("state.h")),
     ("memory", include_str!("memory.h")),
@@ -23,21 +25,13 @@ const MACHINE: [(&str, &str); 8] = [
 /// Of the machine's file names in source lines, to tell them from the kernels'.
 pub(super) const OWN: &str = "emulator-";
 
-/// Nothing is contracted or reordered, and each access of a kernel calls a check of `checks.h`.
-const OPTIONS: [&str; 12] = [
-    "-std=c++17",
-    "-O1",
-    "-g",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-    "-fno-exceptions",
-    "-fno-rtti",
-    "-fno-threadsafe-statics",
-    "-fsigned-char",
-    "-U_FORTIFY_SOURCE",
-    "-fsanitize=thread,alignment,bounds,signed-integer-overflow,integer-divide-by-zero,shift-exponent",
-];
+/// Nothing is contracted or reordered.
+const OPTIONS: &str = "-std=c++17 -gdwarf-4 -fPIC -fvisibility=hidden -ffp-contract=off -fno-exceptions -fno-rtti \
+     -fno-threadsafe-statics -fsigned-char -U_FORTIFY_SOURCE";
+/// Each access of a kernel calls a check of `checks.h`.
+const KERNEL_OPTIONS: &str = "-O1 -DFEWSTEP_EMULATE \
+     -fsanitize=thread,alignment,bounds,signed-integer-overflow,integer-divide-by-zero,shift-exponent";
+const MACHINE_OPTIONS: &str = "-O2";
 
 /// The system's C++ compiler.
 #[derive(Debug)]
@@ -60,51 +54,71 @@ impl Compiler {
 
     /// The library of a source, and the names of its kernels.
     pub fn compile(&self, name: &str, text: &str, defines: &[(String, String)]) -> Result<(PathBuf, Vec<String>)> {
-        let mut options: Vec<String> = OPTIONS.iter().map(ToString::to_string).collect();
-        options.push("-DFEWSTEP_EMULATE".into());
+        let mut options = words(&[OPTIONS, KERNEL_OPTIONS].join(" "));
         options.extend(defines.iter().map(|(name, value)| format!("-D{name}={value}")));
         // Kernels are looked for behind the preprocessor: no comments, no macros, no text that is left out.
-        let expanded =
-            self.run(name, &[&options[..], &words("-E -x c++ -")].concat(), &format!("#line 1 \"{name}\"\n{text}"))?;
+        let input = format!("#line 1 \"{name}\"\n{text}");
+        let expanded = self.run(name, &[&options[..], &words("-E -x c++ -")].concat(), &input)?;
         let expanded = String::from_utf8_lossy(&expanded.stdout).into_owned();
         let kernels = kernels(&expanded);
         // Kernels get names of their own, which no library of the host has.
-        let renamed: String =
-            kernels.iter().map(|kernel| format!("#define {kernel} fewstep_kernel_{kernel}\n")).collect();
-        let entries: String = kernels.iter().map(|kernel| format!("EMULATE({kernel})\n")).collect();
-        let machine: String =
-            MACHINE.iter().map(|(name, text)| format!("#line 1 \"{OWN}{name}.h\"\n{text}\n")).collect();
-        let source = format!("{machine}{renamed}{expanded}\n{entries}");
-
-        let folder = folder();
-        let path = folder.join(self.key(&source, &options) + ".so");
-        if !path.exists() {
-            self.build(name, &source, &options, &folder, &path)?;
-        }
+        let renamed: String = kernels.iter().map(|k| format!("#define {k} fewstep_kernel_{k}\n")).collect();
+        let entries: String = kernels.iter().map(|k| format!("EMULATE({k})\n")).collect();
+        let source = [part(DEVICE), renamed, expanded, entries].join("\n");
+        let machine = self.machine()?;
+        let path = self.kept(&[&source, &machine.to_string_lossy()], &options, ".so", |kept| {
+            let object = kept.with_extension("o");
+            self.object(name, &source, &options, &object)?;
+            // Linked without -fsanitize: the checks are the machine's, and no other library is needed.
+            let link = [words("-shared -Wl,-Bsymbolic -o"), files(&[kept, &object, &machine])].concat();
+            self.run(name, &link, "").map(drop)
+        })?;
         Ok((path, kernels))
     }
 
-    fn key(&self, source: &str, options: &[String]) -> String {
+    /// The object that kernels are linked with.
+    fn machine(&self) -> Result<PathBuf> {
+        let options = words(&[OPTIONS, MACHINE_OPTIONS].join(" "));
+        let source: String = MACHINE.map(part).concat();
+        self.kept(&[&source], &options, ".o", |kept| self.object("the emulator", &source, &options, kept))
+    }
+
+    /// The file of what `make` makes from a source, unless it is there: made aside, then renamed, since two processes may do
+    /// so at once.
+    fn kept(
+        &self,
+        parts: &[&str],
+        options: &[String],
+        extension: &str,
+        make: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let folder = folder();
         let mut hash = Sha256::new();
-        for part in [&self.command, &self.version, source].into_iter().chain(options.iter().map(String::as_str)) {
+        for part in [&*self.command, &*self.version]
+            .into_iter()
+            .chain(parts.iter().copied())
+            .chain(options.iter().map(|o| &**o))
+        {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
-        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        let key: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        let path = folder.join(key + extension);
+        if !path.exists() {
+            let failed = |source| EmulatorError::Io { path: folder.clone(), source };
+            fs::create_dir_all(&folder).map_err(failed)?;
+            let aside = tempfile::tempdir_in(&folder).map_err(failed)?;
+            let kept = aside.path().join("kept").with_extension(&extension[1..]);
+            make(&kept)?;
+            fs::rename(&kept, &path).map_err(failed)?;
+        }
+        Ok(path)
     }
 
-    /// Compiles and links aside, then renames: two processes may do so at once.
-    fn build(&self, name: &str, source: &str, options: &[String], folder: &Path, path: &Path) -> Result<()> {
-        let failed = |source| EmulatorError::Io { path: folder.into(), source };
-        fs::create_dir_all(folder).map_err(failed)?;
-        let aside = tempfile::tempdir_in(folder).map_err(failed)?;
-        let file = |name: &str| aside.path().join(name).to_string_lossy().into_owned();
-        let (text, object, library) = (file("kernels.cpp"), file("kernels.o"), file("kernels.so"));
-        fs::write(&text, source).map_err(failed)?;
-        self.run(name, &[options, &["-c".into(), text, "-o".into(), object.clone()]].concat(), "")?;
-        // Linked apart and without -fsanitize: the checks are those of `checks.h`, and no other library is needed.
-        self.run(name, &[words("-shared -Wl,-Bsymbolic"), vec![object, "-o".into(), library.clone()]].concat(), "")?;
-        fs::rename(library, path).map_err(failed)
+    fn object(&self, name: &str, source: &str, options: &[String], object: &Path) -> Result<()> {
+        let text = object.with_extension("cpp");
+        fs::write(&text, source).map_err(|source| EmulatorError::Io { path: text.clone(), source })?;
+        self.run(name, &[options, &words("-c -o"), &files(&[object, &text])].concat(), "").map(drop)
     }
 
     fn run(&self, name: &str, arguments: &[String], input: &str) -> Result<Output> {
@@ -133,8 +147,16 @@ impl Compiler {
     }
 }
 
+fn part((name, text): (&str, &str)) -> String {
+    format!("#line 1 \"{OWN}{name}.h\"\n{text}\n")
+}
+
+fn files(paths: &[&Path]) -> Vec<String> {
+    paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+}
+
 fn words(text: &str) -> Vec<String> {
-    text.split(' ').map(Into::into).collect()
+    text.split_whitespace().map(Into::into).collect()
 }
 
 /// Where libraries are kept: beside the program, of which the tests' are in `deps`.

@@ -1,4 +1,16 @@
 // Threads of a block as fibres: stacks of their own, and the switch from one to another.
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
 namespace emulator {
 
 constexpr u32 LANES = 32, MAX_THREADS = 1024;
@@ -76,25 +88,22 @@ fewstep_switch:
 /// Twelve integer registers (the last is the address to return to) and eight of floating point.
 constexpr int FRAME = 20, RETURN = 11;
 #endif
-MACHINE void prepare(Context& context, char* stack, void (*entry)()) {
+static void prepare(Context& context, char* stack, void (*entry)()) {
     void** frame = (void**)(stack + STACK) - FRAME;
     memset(frame, 0, FRAME * sizeof *frame);
     frame[RETURN] = (void*)entry;
     context = frame;
 }
-MACHINE void resume(Context& from, Context& to) { fewstep_switch(&from, to); }
+static void resume(Context& from, Context& to) { fewstep_switch(&from, to); }
 #else
-}
-#include <ucontext.h>
-namespace emulator {
 typedef ucontext_t Context;
-MACHINE void prepare(Context& context, char* stack, void (*entry)()) {
+static void prepare(Context& context, char* stack, void (*entry)()) {
     getcontext(&context);
     context.uc_stack.ss_sp = stack;
     context.uc_stack.ss_size = STACK;
     makecontext(&context, entry, 0);
 }
-MACHINE void resume(Context& from, Context& to) { swapcontext(&from, &to); }
+static void resume(Context& from, Context& to) { swapcontext(&from, &to); }
 #endif
 
 }  // namespace emulator

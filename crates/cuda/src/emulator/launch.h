@@ -1,7 +1,7 @@
-// Blocks, warps and lanes in turn; faults; the entry.
+// Blocks, warps and lanes in turn, and faults.
 namespace emulator {
 
-MACHINE void run_thread() {
+static void run_thread() {
     machine.call(machine.arguments);
     machine.current->returned = true;
     resume(machine.current->context, machine.scheduler);
@@ -9,7 +9,7 @@ MACHINE void run_thread() {
 }
 
 /// Runs a warp until each lane waits at a barrier or has returned.
-MACHINE void run_warp(u32 w) {
+static void run_warp(u32 w) {
     Warp& warp = machine.warps[w];
     Thread* lanes = machine.threads + w * LANES;
     for (bool ran = true; ran;) {
@@ -32,7 +32,7 @@ MACHINE void run_warp(u32 w) {
 }
 
 /// Lets all threads pass the barrier; false if the block is done.
-MACHINE bool pass_barrier() {
+static bool pass_barrier() {
     const Thread *waiting = nullptr, *returned = nullptr;
     for (u32 i = 0; i < machine.n_threads; i++) (machine.threads[i].returned ? returned : waiting) = &machine.threads[i];
     if (waiting && returned) diverge(*waiting, *returned);
@@ -41,7 +41,7 @@ MACHINE bool pass_barrier() {
     return waiting != nullptr;
 }
 
-MACHINE void run_block() {
+static void run_block() {
     machine.block_began = machine.epoch;
     memset((void*)machine.static_region.start, 0xff, machine.static_region.bytes);
     memset(machine.dynamic, 0xff, machine.dynamic_region.bytes);
@@ -73,7 +73,7 @@ static struct sigaction outer[N_SIGNALS];
 static stack_t outer_stack;
 alignas(16) static unsigned char signal_stack[64 * 1024];
 
-MACHINE void on_fault(int signal, siginfo_t* info, void* context) {
+static void on_fault(int signal, siginfo_t* info, void* context) {
     int which = 0;
     while (SIGNALS[which] != signal) which++;
     if (!machine.active || !pthread_equal(machine.launcher, pthread_self())) {
@@ -98,7 +98,7 @@ MACHINE void on_fault(int signal, siginfo_t* info, void* context) {
 }
 
 /// From here on a fault of this thread is a kernel's.
-MACHINE void watch_faults() {
+static void watch_faults() {
     stack_t stack = {};
     stack.ss_sp = signal_stack;
     stack.ss_size = sizeof signal_stack;
@@ -110,25 +110,24 @@ MACHINE void watch_faults() {
     for (int i = 0; i < N_SIGNALS; i++) sigaction(SIGNALS[i], &action, &outer[i]);
 }
 
-MACHINE void leave_faults() {
+static void leave_faults() {
     for (int i = 0; i < N_SIGNALS; i++) sigaction(SIGNALS[i], &outer[i], nullptr);
     sigaltstack(&outer_stack, nullptr);
 }
 
-MACHINE void* map(size_t bytes) {
+static void* map(size_t bytes) {
     void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return at == MAP_FAILED ? nullptr : at;
 }
 
-MACHINE char* make_stacks() {
+static char* make_stacks() {
     char* stacks = (char*)map(MAX_THREADS * (GUARD + STACK));
     for (u32 i = 0; stacks && i < MAX_THREADS; i++) mprotect(stacks + i * (GUARD + STACK), GUARD, PROT_NONE);
     return stacks;
 }
 
-/// Runs all blocks. Returns 0, or 1 with what went wrong in `error`.
-MACHINE int launch(Host& host, const char* kernel, void (*call)(void**), const unsigned grid[3], const unsigned block[3],
-                   size_t shared, void** arguments, char* error, size_t error_room) {
+int launch(Host& host, const char* kernel, void (*call)(void**), const unsigned* grid, const unsigned* block, size_t shared,
+           void** arguments, char* error, size_t error_room) {
     machine.kernel = kernel;
     machine.call = call;
     machine.arguments = arguments;
@@ -189,23 +188,4 @@ MACHINE int launch(Host& host, const char* kernel, void (*call)(void**), const u
     return failed;
 }
 
-template <class... P, size_t... I> MACHINE void apply(void (*kernel)(P...), void** arguments, std::index_sequence<I...>) {
-    kernel(*(P*)arguments[I]...);
-}
-template <class... P> MACHINE void apply(void (*kernel)(P...), void** arguments) {
-    apply(kernel, arguments, std::index_sequence_for<P...>());
-}
-template <class... P> constexpr u64 parameters(void (*)(P...)) { return sizeof...(P); }
-
 }  // namespace emulator
-
-/// Makes `extern "C" int fewstep_emulate_NAME(host, grid, block, shared, arguments, error, error_room)`, arguments as of
-/// cuLaunchKernel, and their number in `fewstep_parameters_NAME`.
-#define EMULATE(kernel)                                                                                                   \
-    extern "C" __attribute__((visibility("default"))) const u64 fewstep_parameters_##kernel = emulator::parameters(kernel); \
-    extern "C" UNWATCHED __attribute__((visibility("default"))) int fewstep_emulate_##kernel(                             \
-        emulator::Host& host, const unsigned grid[3], const unsigned block[3], size_t shared, void** arguments,           \
-        char* error, size_t error_room) {                                                                                 \
-        auto call = [](void** a) { emulator::apply(kernel, a); };                                                         \
-        return emulator::launch(host, #kernel, call, grid, block, shared, arguments, error, error_room);                  \
-    }

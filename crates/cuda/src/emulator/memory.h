@@ -1,15 +1,15 @@
 // What a kernel may touch, and whether two threads touch the same.
 namespace emulator {
 
-MACHINE bool within(const Region& region, const void* address) {
+static bool within(const Region& region, const void* address) {
     return (u64)(uintptr_t)address - region.start < region.bytes;
 }
-MACHINE bool is_shared(const void* address) {
+static bool is_shared(const void* address) {
     return within(machine.static_region, address) || within(machine.dynamic_region, address);
 }
 
 /// The last buffer that starts at an address or before it.
-MACHINE const Region* buffer_before(u64 address) {
+static const Region* buffer_before(u64 address) {
     const Region* buffers = machine.host->buffers;
     u64 low = 0, high = machine.host->n_buffers;
     while (low < high) {
@@ -20,7 +20,7 @@ MACHINE const Region* buffer_before(u64 address) {
     return low > 0 ? buffers + low - 1 : nullptr;
 }
 
-MACHINE const Region* region_of(const void* address) {
+static const Region* region_of(const void* address) {
     // Guards part buffers by more than this.
     const Region*& recent = machine.recent[(uintptr_t)address >> 16 & 15];
     if (recent && within(*recent, address)) return recent;
@@ -30,14 +30,14 @@ MACHINE const Region* region_of(const void* address) {
     return buffer && within(*buffer, address) ? recent = buffer : nullptr;
 }
 
-MACHINE const char* words(const char* format, u64 a, u64 b = 0) {
+static const char* words(const char* format, u64 a, u64 b = 0) {
     static char text[128];
     snprintf(text, sizeof text, format, a, b);
     return text;
 }
 
 /// Words for an address in or near a region.
-MACHINE const char* place(u64 address) {
+static const char* place(u64 address) {
     // A kernel that errs by more does not show by how much.
     constexpr u64 NEAR = 1 << 20;
     const Region &fixed = machine.static_region, &dynamic = machine.dynamic_region;
@@ -54,7 +54,7 @@ MACHINE const char* place(u64 address) {
 }
 
 /// Has a touch ended before this one began? Those before epoch `since` have.
-MACHINE bool ordered(const Touch& before, const Touch& now, u32 since) {
+static bool ordered(const Touch& before, const Touch& now, u32 since) {
     if (before.epoch < since) return true;
     if (before.epoch < machine.block_began) return false;
     if (before.epoch != now.epoch || before.thread == now.thread) return true;
@@ -63,7 +63,7 @@ MACHINE bool ordered(const Touch& before, const Touch& now, u32 since) {
     return same_warp && before.warp_epoch != now.warp_epoch;
 }
 
-[[noreturn]] MACHINE void race(const Touch& before, bool wrote, bool writes, u64 address, const void* code) {
+[[noreturn]] static void race(const Touch& before, bool wrote, bool writes, u64 address, const void* code) {
     locate((const char*)code - 1);
     char other[48] = "other threads";
     if (before.thread < MAX_THREADS) snprintf(other, sizeof other, "thread %u", before.thread);
@@ -74,7 +74,7 @@ MACHINE bool ordered(const Touch& before, const Touch& now, u32 since) {
 }
 
 /// Who has read a byte, once `now` has too.
-MACHINE void add_reader(Touch& read, const Touch& now, u32 since) {
+static void add_reader(Touch& read, const Touch& now, u32 since) {
     if (read.epoch >= since && read.epoch < machine.block_began) return;
     bool same_warp = read.thread / LANES == now.thread / LANES || read.thread == (LANES_OF | now.thread / LANES);
     if (read.epoch != now.epoch || (same_warp && read.warp_epoch != now.warp_epoch)) read = now;
@@ -83,7 +83,7 @@ MACHINE void add_reader(Touch& read, const Touch& now, u32 since) {
 }
 
 /// The first touch says how fine a shadow is, a finer one makes it finer.
-MACHINE void refine(Shadow& shadow, u32 grain) {
+static void refine(Shadow& shadow, u32 grain) {
     for (u32 i = 0; shadow.grain > 0 && i < 16; i += grain) {
         u32 first = i / shadow.grain * shadow.grain;
         shadow.read[i] = shadow.read[first];
@@ -93,7 +93,7 @@ MACHINE void refine(Shadow& shadow, u32 grain) {
 }
 
 /// An access to `bytes` bytes, a power of two, at a multiple of it.
-MACHINE void touch_shadow(Shadow& shadow, u64 address, u32 bytes, bool writes, const Touch& now, u32 since, const void* code) {
+static void touch_shadow(Shadow& shadow, u64 address, u32 bytes, bool writes, const Touch& now, u32 since, const void* code) {
     if (shadow.grain == 0 || shadow.grain > bytes) refine(shadow, bytes);
     u32 first = address % 16;
     for (u32 i = first; i < first + bytes; i += shadow.grain) {
@@ -109,7 +109,7 @@ MACHINE void touch_shadow(Shadow& shadow, u64 address, u32 bytes, bool writes, c
 }
 
 /// Every access of a kernel to memory that is not certainly its own.
-MACHINE void touch(const void* pointer, size_t bytes, bool writes, const void* code) {
+static void touch(const void* pointer, size_t bytes, bool writes, const void* code) {
     if (!machine.active) return;
     const Thread* thread = machine.current;
     const char* stack = machine.stacks + thread->number * (GUARD + STACK) + GUARD;
@@ -130,11 +130,6 @@ MACHINE void touch(const void* pointer, size_t bytes, bool writes, const void* c
     u32 step = whole ? (u32)bytes : 1;
     for (u64 at = address; at < address + bytes; at += step)
         touch_shadow(region->shadow[at / 16 - region->start / 16], at, step, writes, now, since, code);
-}
-
-MACHINE void need_shared(const void* address, const char* what) {
-    if (!is_shared(address)) fail(machine.current, "%s: %p is not in shared memory", what, address);
-    if ((uintptr_t)address % 16) fail(machine.current, "%s: %p is not 16-byte aligned", what, address);
 }
 
 }  // namespace emulator

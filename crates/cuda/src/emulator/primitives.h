@@ -1,115 +1,78 @@
-// The part of `prelude.cuh` that is left to the machine.
+// What `device.h` asks of the machine.
 namespace emulator {
-MACHINE uint3 thread_index() { return machine.current->index; }
-MACHINE uint3 block_index() { return machine.block_index; }
-MACHINE dim3 block_dim() { return machine.block_dim; }
-MACHINE dim3 grid_dim() { return machine.grid_dim; }
-}  // namespace emulator
-#define threadIdx (emulator::thread_index())
-#define blockIdx (emulator::block_index())
-#define blockDim (emulator::block_dim())
-#define gridDim (emulator::grid_dim())
 
-#define DYNAMIC_SHARED(name) unsigned char* const name = emulator::machine.dynamic
+uint3 thread_index() { return machine.current->index; }
+uint3 block_index() { return machine.block_index; }
+dim3 block_dim() { return machine.block_dim; }
+dim3 grid_dim() { return machine.grid_dim; }
+unsigned char* dynamic_shared() { return machine.dynamic; }
+u32 lane() { return machine.current->number % LANES; }
 
-MACHINE u32 lane_id() { return threadIdx.x % emulator::LANES; }
-MACHINE u32 warp_id() { return threadIdx.x / emulator::LANES; }
+void need_shared(const void* address, u32 alignment, const char* what) {
+    if (!is_shared(address)) fail(machine.current, "%s: %p is not in shared memory", what, address);
+    if ((uintptr_t)address % alignment) fail(machine.current, "%s: %p is not %u-byte aligned", what, address, alignment);
+}
 
-MACHINE void barrier() { emulator::wait_at(emulator::BARRIER); }
-MACHINE void warp_barrier() { emulator::wait_at(emulator::WARP_BARRIER); }
+void meet_block() { wait_at(BARRIER); }
+void meet_warp() { wait_at(WARP_BARRIER); }
 
-namespace emulator {
-template <class V> MACHINE V shuffled(V x, u32 source) {
-    static_assert(sizeof(V) <= 8, "a shuffle moves 8 bytes at most");
+u64 shuffle(u64 value, u32 bytes, u32 source) {
     Thread* thread = machine.current;
-    thread->value = 0;
-    memcpy(&thread->value, &x, sizeof x);
+    thread->value = value;
     thread->source = source;
-    thread->bytes = sizeof x;
+    thread->bytes = bytes;
     wait_at(SHUFFLE);
-    memcpy(&x, &thread->value, sizeof x);
-    return x;
-}
-}  // namespace emulator
-
-template <class V> MACHINE V shuffle_xor(V x, u32 mask) {
-    return emulator::shuffled(x, (emulator::machine.current->number ^ mask) % emulator::LANES);
-}
-template <class V> MACHINE V shuffle(V x, u32 from) { return emulator::shuffled(x, from % emulator::LANES); }
-template <class V> MACHINE V shuffle_up(V x, u32 by) {
-    u32 lane = emulator::machine.current->number % emulator::LANES;
-    return emulator::shuffled(x, lane >= by ? lane - by : lane);
+    return thread->value;
 }
 
-MACHINE u32 shared_address(const void* p) {
-    if (!emulator::is_shared(p)) emulator::fail(emulator::machine.current, "shared_address: %p is not in shared memory", p);
-    return (u32)(uintptr_t)p;
-}
-
-MACHINE float as_float(u32 bits) {
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-MACHINE u32 as_bits(float x) {
-    u32 bits;
-    memcpy(&bits, &x, 4);
-    return bits;
-}
-namespace emulator {
-/// Nearest even; a NaN becomes 0x7fff, as on the device.
-MACHINE u32 bf16_bits(float x) {
-    u32 bits = as_bits(x);
-    if (x != x) return 0x7fff;
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-}  // namespace emulator
-struct bf16;
-// A template, because the type is complete in the prelude only.
-template <class B = bf16> MACHINE B to_bf16(float x) {
-    B y;
-    y.bits = (u16)emulator::bf16_bits(x);
-    return y;
-}
-MACHINE u32 pack_bf16(float low, float high) { return emulator::bf16_bits(low) | emulator::bf16_bits(high) << 16; }
-
-MACHINE float exp2_fast(float x) {
-    float y = exp2f(x);
-    return y < 0x1p-126f ? 0.0f : y;
-}
-
-// Nothing is contracted on the host (-ffp-contract=off).
-MACHINE float mul_rn(float a, float b) { return a * b; }
-MACHINE float add_rn(float a, float b) { return a + b; }
-MACHINE float div_rn(float a, float b) { return a / b; }
-MACHINE float sqrt_rn(float a) { return sqrtf(a); }
-MACHINE float fma_rn(float a, float b, float c) { return fmaf(a, b, c); }
-MACHINE double mul_rn(double a, double b) { return a * b; }
-MACHINE double add_rn(double a, double b) { return a + b; }
-MACHINE double div_rn(double a, double b) { return a / b; }
-MACHINE double sqrt_rn(double a) { return sqrt(a); }
-MACHINE double fma_rn(double a, double b, double c) { return fma(a, b, c); }
-MACHINE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
-
-MACHINE void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    emulator::Thread* thread = emulator::machine.current;
+void mma(float* d, const u32* a, const u32* b) {
+    Thread* thread = machine.current;
     thread->d = d;
     thread->a = a;
     thread->b = b;
-    emulator::wait_at(emulator::MMA);
+    wait_at(MMA);
 }
-namespace emulator {
-MACHINE void load_matrix(u32 (&r)[4], const void* row, Meets at) {
-    need_shared(row, "ldmatrix");
+
+void ldmatrix(u32* r, const void* row, bool transposed) {
+    need_shared(row, 16, "ldmatrix");
     touch(row, 16, false, __builtin_return_address(0));
     machine.current->r = r;
     machine.current->row = row;
-    wait_at(at);
+    wait_at(transposed ? LDMATRIX_TRANS : LDMATRIX);
 }
-}  // namespace emulator
-MACHINE void ldmatrix_x4(u32 (&r)[4], const void* row) { emulator::load_matrix(r, row, emulator::LDMATRIX); }
-MACHINE void ldmatrix_x4_trans(u32 (&r)[4], const void* row) { emulator::load_matrix(r, row, emulator::LDMATRIX_TRANS); }
 
-MACHINE void copy_async16(void* to, const void* from, bool valid) { emulator::start_copy(to, from, valid); }
-MACHINE void copy_async_commit() { emulator::machine.current->groups++; }
-template <int N> MACHINE void copy_async_wait() { emulator::arrive_copies(N); }
+void start_copy(void* to, const void* from, bool valid) {
+    Thread* thread = machine.current;
+    need_shared(to, 16, "copy_async16");
+    if (valid && (uintptr_t)from % 16) fail(thread, "copy_async16: source %p is not 16-byte aligned", from);
+    u32 next = thread->first_copy + thread->n_copies;
+    if (next == thread->copy_room) {
+        thread->copy_room = 2 * thread->copy_room + 16;
+        thread->copies = (Copy*)realloc(thread->copies, thread->copy_room * sizeof(Copy));
+        if (!thread->copies) fail(thread, "copy_async16: the host is out of memory");
+    }
+    Copy& copy = thread->copies[next];
+    copy.to = to;
+    copy.group = thread->groups;
+    if (valid) touch(from, 16, false, __builtin_return_address(0));
+    if (valid) memcpy(copy.bytes, from, 16);
+    else memset(copy.bytes, 0, 16);
+    thread->n_copies++;
+    touch(to, 16, true, __builtin_return_address(0));
+    memset(to, 0xff, 16);
+}
+
+void commit_copies() { machine.current->groups++; }
+
+void wait_for_copies(int newest) {
+    Thread* thread = machine.current;
+    while (thread->n_copies > 0 && thread->copies[thread->first_copy].group + (u32)newest < thread->groups) {
+        Copy& copy = thread->copies[thread->first_copy++];
+        thread->n_copies--;
+        touch(copy.to, 16, true, __builtin_return_address(0));
+        memcpy(copy.to, copy.bytes, 16);
+    }
+    if (thread->n_copies == 0) thread->first_copy = 0;
+}
+
+}  // namespace emulator

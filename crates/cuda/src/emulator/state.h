@@ -105,11 +105,11 @@ extern "C" unsigned char __stop_fewstep_shared[] __attribute__((weak, visibility
 extern "C" const char __ehdr_start[] __attribute__((visibility("hidden")));
 extern "C" const char _end[] __attribute__((visibility("hidden")));
 
-MACHINE void locate(const void* code) { machine.host->code = (u64)((const char*)code - __ehdr_start); }
+static void locate(const void* code) { machine.host->code = (u64)((const char*)code - __ehdr_start); }
 
 /// Ends the launch with an error that starts with where it arose.
-[[noreturn]] MACHINE void fail(const Thread* thread, const char* format, ...) __attribute__((format(printf, 2, 3)));
-[[noreturn]] MACHINE void fail(const Thread* thread, const char* format, ...) {
+[[noreturn]] static void fail(const Thread* thread, const char* format, ...) __attribute__((format(printf, 2, 3)));
+[[noreturn]] static void fail(const Thread* thread, const char* format, ...) {
     machine.active = 0;
     char* at = machine.error;
     char* end = at + machine.error_room;
@@ -124,7 +124,7 @@ MACHINE void locate(const void* code) { machine.host->code = (u64)((const char*)
     siglongjmp(machine.escape, 1);
 }
 
-MACHINE u32 random_bits() {
+static u32 random_bits() {
     u32 x = machine.random;
     x ^= x << 13;
     x ^= x >> 17;
