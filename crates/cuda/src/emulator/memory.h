@@ -45,11 +45,13 @@ static const char* place(u64 address) {
     const Region* next = buffer ? buffer + 1 : machine.host->buffers;
     u64 offset = address - (buffer ? buffer->start : 0), in_dynamic = address - dynamic.start;
     if (within(fixed, (void*)address)) return words("byte %llu of static shared memory", address - fixed.start);
-    if (in_dynamic < dynamic.bytes + GUARD) return words("byte %llu of dynamic shared memory, which has %llu", in_dynamic, dynamic.bytes);
+    if (in_dynamic < dynamic.bytes + GUARD)
+        return words("byte %llu of dynamic shared memory, which has %llu", in_dynamic, dynamic.bytes);
     if (dynamic.start - address < GUARD) return words("%llu bytes before dynamic shared memory", dynamic.start - address);
     if (buffer && offset < buffer->bytes + NEAR) return words("byte %llu of a buffer of %llu", offset, buffer->bytes);
     bool has_next = next < machine.host->buffers + machine.host->n_buffers;
-    if (has_next && next->start - address < NEAR) return words("%llu bytes before a buffer of %llu", next->start - address, next->bytes);
+    if (has_next && next->start - address < NEAR)
+        return words("%llu bytes before a buffer of %llu", next->start - address, next->bytes);
     return words("%#llx, which is no memory of a kernel", address);
 }
 
