@@ -354,10 +354,16 @@ pub struct CheckJvpArgs {
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Network: mid or digits
-    #[arg(long, default_value = "mid")]
-    pub preset: String,
-    /// Repetitions of each pass; medians are printed
+    /// Network of the passes on a CPU [default: mid], or with --cycle a preset of `distill`
+    #[arg(long)]
+    pub preset: Option<String>,
+    /// Time whole cycles of a distillation, by phase, with random weights and data
+    #[arg(long)]
+    pub cycle: bool,
+    /// Frames of the videos of a cycle, 480 by 832
+    #[arg(long, default_value_t = 77, requires = "cycle")]
+    pub frames: usize,
+    /// Repetitions; medians are printed
     #[arg(long, default_value_t = 5)]
     pub repeat: usize,
     /// Print JSON instead of a table

@@ -33,7 +33,7 @@ pub fn prepare<T>(compute: Compute, pass: impl FnOnce() -> Result<T>) -> Result<
     let (ran, variants) = gpu.noting(pass);
     ran?;
     let mut progress = Progress::new("Compiling", variants.len() as u64);
-    gpu.prepare(&variants, |_| progress.advance(1)).map_err(fewstep_tensor::Error::from)?;
+    gpu.prepare(&variants, |_| progress.advance(1))?;
     drop(progress);
     if let Some(problem) = cache_problem() {
         warning!("{problem}; every start compiles them again. Name a folder that can be written in FEWSTEP_CACHE");

@@ -104,6 +104,12 @@ impl From<fewstep_tensor::Error> for Error {
     }
 }
 
+impl From<fewstep_tensor::cuda::CudaError> for Error {
+    fn from(e: fewstep_tensor::cuda::CudaError) -> Self {
+        Error::Tensor(e.into())
+    }
+}
+
 impl From<fewstep_nn::Error> for Error {
     fn from(e: fewstep_nn::Error) -> Self {
         match e {

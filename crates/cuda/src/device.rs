@@ -109,8 +109,11 @@ impl Gpu {
     ///
     /// # Errors
     /// As `f`, or if the work fails.
-    pub fn time(&self, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
-        Ok(self.0.driver.time(&mut f)? / 1000.0)
+    pub fn time<E: From<Error>>(&self, f: impl FnOnce() -> std::result::Result<(), E>) -> std::result::Result<f64, E> {
+        let before = self.0.driver.mark()?;
+        f()?;
+        let after = self.0.driver.mark()?;
+        Ok(self.0.driver.between([before, after])? / 1000.0)
     }
 
     /// C (+)= A·B (+ bias).

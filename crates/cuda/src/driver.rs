@@ -28,8 +28,10 @@ pub(crate) trait Driver: Send + Sync + Debug {
     fn load(&self, name: &str, text: &str, defines: &[(String, String)]) -> Result<Arc<dyn Module>>;
     fn multiply(&self, product: &Product) -> Result<()>;
     fn tensor_map(&self, tiling: &Tiling) -> Result<TensorMap>;
-    /// Milliseconds that the device spends on what `f` asks of it.
-    fn time(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+    /// A mark in the order of the work.
+    fn mark(&self) -> Result<u64>;
+    /// Milliseconds from one mark to another, when the work up to both is done; both are used up.
+    fn between(&self, marks: [u64; 2]) -> Result<f64>;
 }
 
 /// A compiled source.

@@ -17,6 +17,7 @@ mod kernel;
 pub mod memory;
 mod nvidia;
 mod product;
+pub mod profile;
 mod tensor_map;
 
 pub use buffer::Buffer;

@@ -4,6 +4,8 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::Mutex;
 
+use crate::profile;
+
 /// What memory is used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
@@ -38,10 +40,11 @@ pub fn counted_as<R>(kind: Kind, f: impl FnOnce() -> R) -> R {
     r
 }
 
-/// Runs `f` with what this thread allocates attributed to an op, for the message when memory runs out.
+/// Runs `f` with what this thread allocates attributed to an op, for the message when memory runs out, and what it takes, for a
+/// profile.
 pub fn attributed_to<R>(op: &'static str, f: impl FnOnce() -> R) -> R {
     let before = OP.replace(op);
-    let r = f();
+    let r = profile::span(op, f);
     OP.set(before);
     r
 }

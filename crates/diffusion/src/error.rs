@@ -95,3 +95,14 @@ pub enum Error {
 
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Whether a GPU's memory ran out.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Error::Tensor(e) => e.is_out_of_memory(),
+            Error::Op(e) => e.is_out_of_memory(),
+            _ => false,
+        }
+    }
+}

@@ -287,6 +287,14 @@ impl Values {
         self.0.push((name, value, 1.0));
     }
 
+    /// The high-water mark of a GPU's memory in this iteration.
+    pub(crate) fn peak(&mut self, phase: &str, compute: Compute) -> Result<()> {
+        if let Some(usage) = compute.take_peak()? {
+            self.set(format!("peak_gb/{phase}"), usage.peak as f64 * 1e-9);
+        }
+        Ok(())
+    }
+
     pub(crate) fn means(self) -> Vec<(String, f64)> {
         self.0.into_iter().filter(|(.., n)| *n > 0.0).map(|(k, s, n)| (k, s / n)).collect()
     }
@@ -313,8 +321,13 @@ impl<N: Network> Training for Distiller<'_, N> {
                 "fake_score"
             }
         };
+        values.peak(phase, self.compute)?;
         self.iteration += 1;
         Ok((phase, values.means()))
+    }
+
+    fn is_whole(&self) -> bool {
+        self.student.is_whole() && self.fake_score.as_ref().is_none_or(Learner::is_whole)
     }
 
     fn export(&self, checkpoint: &mut Checkpoint) -> Result<()> {

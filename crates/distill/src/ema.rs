@@ -4,9 +4,10 @@
 
 use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::math::Real;
-use fewstep_tensor::{PARALLEL_MIN, Tensor, dispatch_float};
+use fewstep_tensor::{Device, PARALLEL_MIN, Tensor, dispatch_float};
 use rayon::prelude::*;
 
+use crate::optimizer::cuda::{Row, Rows};
 use crate::parameters::{check_alike, pack, unpack};
 use crate::{Error, Result};
 
@@ -107,10 +108,17 @@ impl PowerEma {
     pub fn update(&mut self, params: &[Tensor], k: u64) -> Result<()> {
         check_alike("the average's parameters", &[], &self.weights, params)?;
         let rate = self.profile.one_minus_beta(k);
-        self.weights.par_iter_mut().zip(params).try_for_each(|(e, p)| {
-            dispatch_float!("ema", p.dtype(), T => blend::<T>(e, p, rate))?;
-            Ok(())
-        })
+        if params.first().is_none_or(|p| p.device() == Device::Cpu) {
+            return self.weights.par_iter_mut().zip(params).try_for_each(|(e, p)| blend(e, p, rate));
+        }
+        self.weights.iter_mut().try_for_each(Tensor::make_unique)?;
+        let row = |(e, p)| Row { param: Some(p), average: Some(e), ..Row::default() };
+        Rows::new(&self.weights.iter().zip(params).map(row).collect::<Vec<_>>())?.average(rate)
+    }
+
+    /// The averaged weights and the rate 1 − β(k), for what updates them together with the parameters.
+    pub fn following(&mut self, k: u64) -> (&mut [Tensor], f64) {
+        (&mut self.weights, self.profile.one_minus_beta(k))
     }
 
     /// The averaged weights by parameter name.
@@ -131,7 +139,13 @@ impl PowerEma {
     }
 }
 
-fn blend<T: Real>(e: &mut Tensor, p: &Tensor, rate: f64) -> fewstep_tensor::Result<()> {
+/// e ← e + r·(θ − e) on the host; a rate of 1 copies, bit for bit.
+pub(crate) fn blend(e: &mut Tensor, p: &Tensor, rate: f64) -> Result<()> {
+    dispatch_float!("ema", p.dtype(), T => blend_elements::<T>(e, p, rate))?;
+    Ok(())
+}
+
+fn blend_elements<T: Real>(e: &mut Tensor, p: &Tensor, rate: f64) -> fewstep_tensor::Result<()> {
     let (p, e, r) = (p.as_slice::<T>()?, e.make_mut::<T>()?, T::lit(rate));
     e.par_chunks_mut(PARALLEL_MIN).zip(p.par_chunks(PARALLEL_MIN)).for_each(|(e, p)| {
         if rate == 1.0 {
@@ -145,6 +159,8 @@ fn blend<T: Real>(e: &mut Tensor, p: &Tensor, rate: f64) -> fewstep_tensor::Resu
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
 
     fn scalar(x: f64) -> Vec<Tensor> {
@@ -210,6 +226,24 @@ mod tests {
         for k in [0, 1, 2, 1000] {
             ema.update(&params, k).unwrap();
             assert_eq!(ema.weights()[0].as_slice::<f32>().unwrap(), x);
+        }
+    }
+
+    #[test]
+    fn a_gpu_averages_bit_for_bit_as_the_host() {
+        let at = |k: u64| {
+            let whole = (0..40_000).map(|i| ((i + k) as f32 * 0.7).sin()).collect();
+            let odd = (0..5).map(|i| ((i + k) as f32).cos()).collect();
+            vec![Tensor::from_vec(whole, &[200, 200]).unwrap(), Tensor::from_vec(odd, &[5]).unwrap()]
+        };
+        let there = |t: &[Tensor]| t.iter().map(|t| t.to_device(EMULATED).unwrap()).collect::<Vec<_>>();
+        let profile = PowerProfile::new(0.1).unwrap();
+        let (mut here, mut gpu) = (PowerEma::new(profile, &at(0)), PowerEma::new(profile, &there(&at(0))));
+        for k in [0, 1, 2, 30] {
+            here.update(&at(k), k).unwrap();
+            gpu.update(&there(&at(k)), k).unwrap();
+            let values = |e: &PowerEma| e.weights().iter().map(Tensor::to_vec_f64).collect::<Vec<_>>();
+            assert_eq!(values(&here), values(&gpu), "step {k}");
         }
     }
 

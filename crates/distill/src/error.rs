@@ -154,6 +154,16 @@ fn lines(differences: &[Difference]) -> String {
 }
 
 impl Error {
+    /// Whether a GPU's memory ran out.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Error::Tensor(e) => e.is_out_of_memory(),
+            Error::Op(e) => e.is_out_of_memory(),
+            Error::Diffusion(e) => e.is_out_of_memory(),
+            _ => false,
+        }
+    }
+
     /// An error of the operating system on a path; for `map_err`.
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
         move |source| Error::Io { path: path.to_path_buf(), source }

@@ -7,7 +7,7 @@ use fewstep_tensor::Device;
 use fewstep_tensor::file::TensorFile;
 
 use crate::ema::{PowerEma, PowerProfile};
-use crate::optimizer::{AdamW, AdamWConfig, Step};
+use crate::optimizer::{AdamW, AdamWConfig, Followers, Step};
 use crate::parameters::{pack, unpack};
 use crate::{Error, Result};
 
@@ -24,6 +24,7 @@ pub struct Learner {
     copy: Option<Params>,
     optimizer: AdamW,
     ema: Option<PowerEma>,
+    whole: bool,
 }
 
 impl Learner {
@@ -41,7 +42,7 @@ impl Learner {
         let names: Vec<String> = params.trained_specs().iter().map(|s| s.name.clone()).collect();
         let optimizer = AdamW::new(optimizer, &names, params.trained())?;
         let ema = average.map(|profile| PowerEma::new(profile, params.trained()));
-        let mut learner = Learner { role, names, compute, params, copy: None, optimizer, ema };
+        let mut learner = Learner { role, names, compute, params, copy: None, optimizer, ema, whole: true };
         learner.refresh()?;
         Ok(learner)
     }
@@ -78,14 +79,28 @@ impl Learner {
     /// If the gradients are not this network's.
     pub fn update(&mut self, grads: Grads, k: u64, lr_scale: f64) -> Result<Step> {
         let grads = grads.into_tensors(&self.params);
-        // What stays wide is shared with the masters, which are written in place.
-        self.copy = None;
-        let step = self.optimizer.step(self.params.trained_mut(), &grads, lr_scale)?;
-        if let (Step::Taken(_), Some(ema)) = (&step, &mut self.ema) {
-            ema.update(self.params.trained(), k)?;
+        self.whole = false;
+        // What stays wide is shared with the masters, which are written in place; the rest is written with them.
+        let mut copies = self.copy.take().map_or(Vec::new(), |copy| {
+            let pairs = copy.trained().iter().zip(self.params.trained());
+            pairs.map(|(c, p)| (c.dtype() != p.dtype()).then(|| c.clone())).collect()
+        });
+        let followers = Followers {
+            average: self.ema.as_mut().map(|ema| ema.following(k)),
+            copies: copies.iter_mut().map(Option::as_mut).collect(),
+        };
+        let step = self.optimizer.step_with(self.params.trained_mut(), &grads, lr_scale, followers)?;
+        if !copies.is_empty() {
+            let trained = copies.into_iter().zip(self.params.trained()).map(|(c, p)| c.unwrap_or_else(|| p.clone()));
+            self.copy = Some(self.params.with_trained(trained.collect())?);
         }
-        self.refresh()?;
+        self.whole = true;
         Ok(step)
+    }
+
+    /// Whether the state is that after whole updates: not if one failed on the way.
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Adds weights, optimiser state and average to a checkpoint's files.

@@ -153,6 +153,14 @@ impl Method {
         }
     }
 
+    /// The same method with distribution matching from an iteration on.
+    pub fn matching_from(mut self, start: u64) -> Self {
+        if let Method::Dmd(d) | Method::Rcm { dmd: d, .. } = &mut self {
+            d.start = start;
+        }
+        self
+    }
+
     /// Whether a Jacobian-vector product is taken.
     pub fn is_continuous(&self) -> bool {
         matches!(self.consistency(), Some(Consistency::Scm(_)))

@@ -5,12 +5,16 @@
 use fewstep_tensor::cuda::memory::{Kind, counted_as};
 use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::math::Real;
-use fewstep_tensor::{PARALLEL_MIN, Tensor, arith, dispatch_float};
+use fewstep_tensor::{Device, PARALLEL_MIN, Tensor, arith, dispatch_float};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use self::cuda::{Row, Rows};
+use crate::ema::blend;
 use crate::parameters::{check_alike, check_names, pack, unpack};
 use crate::{Error, Result};
+
+pub(crate) mod cuda;
 
 /// Partial sums of the update norm that a piece keeps side by side, so that additions need not wait for one another.
 const LANES: usize = 8;
@@ -125,6 +129,15 @@ pub enum Step {
     Skipped(NonFinite),
 }
 
+/// What follows the parameters of a step, in one pass with it on a GPU.
+#[derive(Debug, Default)]
+pub struct Followers<'a> {
+    /// Averages of the parameters, and the rate r of e ← e + r·(θ' − e).
+    pub average: Option<(&'a mut [Tensor], f64)>,
+    /// Copies of some parameters in another dtype, in the parameters' order; none at all is an empty list.
+    pub copies: Vec<Option<&'a mut Tensor>>,
+}
+
 /// AdamW over one network's parameters. At step k (from 1), with bias corrections cᵢ = 1 − βᵢᵏ:
 ///   m ← β₁m + (1 − β₁)g,  v ← β₂v + (1 − β₂)g²,  θ ← θ − η·(λθ + (m/c₁)/(√(v/c₂) + ε)).
 ///
@@ -169,16 +182,32 @@ impl AdamW {
 
     /// One update, its learning rate multiplied by `lr_scale`.
     ///
-    /// Sums run over fixed pieces in a fixed order: the result does not depend on the number of threads.
+    /// Sums run over fixed pieces in a fixed order: the result does not depend on the number of threads. On a GPU parameters
+    /// and moments become the same bits as on a CPU, sums of squares are added in another order.
     ///
     /// # Errors
     /// If parameters or gradients differ from the optimiser's in number, shape or dtype. Gradients that are not finite
     /// are no error but [`Step::Skipped`].
     pub fn step(&mut self, params: &mut [Tensor], grads: &[Tensor], lr_scale: f64) -> Result<Step> {
+        self.step_with(params, grads, lr_scale, Followers::default())
+    }
+
+    /// As [`AdamW::step`], with what follows the parameters. Of a skipped step nothing follows.
+    ///
+    /// # Errors
+    /// As [`AdamW::step`], or if the followers differ from the parameters in number or shape.
+    pub fn step_with(
+        &mut self,
+        params: &mut [Tensor],
+        grads: &[Tensor],
+        lr_scale: f64,
+        followers: Followers<'_>,
+    ) -> Result<Step> {
         check_alike("parameter", &self.names, &self.exp_avg_sq, params)?;
         check_alike("gradient", &self.names, &self.exp_avg_sq, grads)?;
-        let squares = grads.iter().map(arith::sum_squares).collect::<fewstep_tensor::Result<Vec<_>>>()?;
-        if let Some(bad) = self.find_non_finite(grads, &squares)? {
+        followers.check(&self.names, params)?;
+        let (squares, bad) = self.norms(grads)?;
+        if let Some(bad) = bad {
             return Ok(Step::Skipped(bad));
         }
         let grad_norm = squares.iter().sum::<f64>().sqrt();
@@ -186,9 +215,23 @@ impl AdamW {
         let clip_factor = self.config.clip_norm.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0));
         let learning_rate = self.config.learning_rate_after(self.taken) * lr_scale;
         let c = Coefficients::new(&self.config, self.taken + 1, learning_rate, clip_factor);
-        let update_norm = self.update(params, grads, &c)?.sqrt();
+        let update_norm = self.update(params, grads, &c, followers)?.sqrt();
         self.taken += 1;
         Ok(Step::Taken(StepStats { grad_norm, update_norm, learning_rate, clip_factor }))
+    }
+
+    /// ‖g‖² of every gradient, and which elements are unusable, if some are.
+    fn norms(&self, grads: &[Tensor]) -> Result<(Vec<f64>, Option<NonFinite>)> {
+        if grads.first().is_none_or(|g| g.device() == Device::Cpu) {
+            let squares = grads.iter().map(arith::sum_squares).collect::<fewstep_tensor::Result<Vec<_>>>()?;
+            let bad = self.find_non_finite(grads, &squares)?;
+            return Ok((squares, bad));
+        }
+        let rows: Vec<Row<'_>> = grads.iter().map(|g| Row { grad: Some(g), ..Row::default() }).collect();
+        let (squares, unusable): (Vec<f64>, Vec<u64>) = Rows::new(&rows)?.norms()?.into_iter().unzip();
+        let first = unusable.iter().position(|&n| n > 0);
+        let bad = |index: usize| NonFinite { count: unusable.iter().sum(), name: self.names[index].clone(), index };
+        Ok((squares, first.map(bad)))
     }
 
     /// Looks at the elements only of tensors whose ‖g‖² is large enough to hide one.
@@ -208,8 +251,37 @@ impl AdamW {
         Ok(found)
     }
 
-    /// Updates every tensor and returns ‖θ' − θ‖².
-    fn update(&mut self, params: &mut [Tensor], grads: &[Tensor], c: &Coefficients<f64>) -> Result<f64> {
+    /// Updates every tensor with what follows it and returns ‖θ' − θ‖².
+    fn update(
+        &mut self,
+        params: &mut [Tensor],
+        grads: &[Tensor],
+        c: &Coefficients<f64>,
+        followers: Followers<'_>,
+    ) -> Result<f64> {
+        if params.first().is_none_or(|p| p.device() == Device::Cpu) {
+            let squares = self.update_on_host(params, grads, c)?;
+            followers.follow(params)?;
+            return Ok(squares);
+        }
+        let mut followers = followers;
+        let written = params.iter_mut().chain(&mut self.exp_avg).chain(&mut self.exp_avg_sq);
+        written.chain(followers.tensors()).try_for_each(Tensor::make_unique)?;
+        let rate = followers.average.as_ref().map_or(1.0, |(_, rate)| *rate);
+        let rows: Vec<Row<'_>> = (0..params.len())
+            .map(|i| Row {
+                param: Some(&params[i]),
+                grad: Some(&grads[i]),
+                exp_avg: self.exp_avg.get(i),
+                exp_avg_sq: Some(&self.exp_avg_sq[i]),
+                average: followers.average.as_ref().map(|(weights, _)| &weights[i]),
+                copy: followers.copies.get(i).and_then(Option::as_deref),
+            })
+            .collect();
+        Rows::new(&rows)?.update(c, rate)
+    }
+
+    fn update_on_host(&mut self, params: &mut [Tensor], grads: &[Tensor], c: &Coefficients<f64>) -> Result<f64> {
         let mut exp_avg: Vec<Option<&mut Tensor>> = self.exp_avg.iter_mut().map(Some).collect();
         exp_avg.resize_with(params.len(), || None);
         let state = exp_avg.into_par_iter().zip(&mut self.exp_avg_sq);
@@ -256,8 +328,46 @@ impl AdamW {
     }
 }
 
+impl Followers<'_> {
+    fn check(&self, names: &[String], params: &[Tensor]) -> Result<()> {
+        if let Some((weights, _)) = &self.average {
+            check_alike("the average", names, params, weights)?;
+        }
+        if !self.copies.is_empty() && self.copies.len() != params.len() {
+            let expected = format!("one or none for each of {} parameters", params.len());
+            return Err(Error::parameters("copies", expected, self.copies.len().to_string()));
+        }
+        let pairs = self.copies.iter().zip(params).filter_map(|(copy, p)| Some((copy.as_deref()?, p)));
+        match pairs.clone().find(|(copy, p)| copy.shape() != p.shape()) {
+            Some((copy, p)) => {
+                Err(Error::parameters("a copy", format!("{:?}", p.shape()), format!("{:?}", copy.shape())))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What is written.
+    fn tensors(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        let averages = self.average.iter_mut().flat_map(|(weights, _)| weights.iter_mut());
+        averages.chain(self.copies.iter_mut().filter_map(Option::as_deref_mut))
+    }
+
+    /// Brings all after the parameters, on the host.
+    fn follow(self, params: &[Tensor]) -> Result<()> {
+        if let Some((weights, rate)) = self.average {
+            weights.par_iter_mut().zip(params).try_for_each(|(e, p)| blend(e, p, rate))?;
+        }
+        for (copy, p) in self.copies.into_iter().zip(params) {
+            if let Some(copy) = copy {
+                *copy = p.to_dtype(copy.dtype());
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The scalars of one update.
-struct Coefficients<T> {
+pub(crate) struct Coefficients<T> {
     clip: T,
     beta1: T,
     one_minus_beta1: T,

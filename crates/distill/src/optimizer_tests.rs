@@ -1,3 +1,5 @@
+use fewstep_tensor::DType;
+use fewstep_tensor::cuda::EMULATED;
 use fewstep_tensor::random::{Purpose, Stream};
 
 use super::*;
@@ -256,4 +258,91 @@ fn settings_out_of_range_and_unknown_keys_are_refused_by_name() {
     }
     assert_eq!(serde_json::from_str::<AdamWConfig>("{}").unwrap(), AdamWConfig::default());
     assert!(serde_json::from_str::<AdamWConfig>(r#"{"lr": 1}"#).unwrap_err().to_string().contains("lr"));
+}
+
+/// Draws rounded to eighths: sums of their squares are exact in f64, in any order.
+fn draw_eighths<T: Real>(iteration: u64) -> Vec<Tensor> {
+    let rounded = |t: Tensor| {
+        let eighths = t.to_vec_f64().iter().map(|x| T::lit((x * 8.0).round() / 8.0)).collect::<Vec<T>>();
+        Tensor::from_vec(eighths, t.shape()).unwrap()
+    };
+    draw::<T>(iteration).into_iter().map(rounded).collect()
+}
+
+fn on_gpu(tensors: &[Tensor]) -> Vec<Tensor> {
+    tensors.iter().map(|t| t.to_device(EMULATED).unwrap()).collect()
+}
+
+fn steps_on_a_gpu_are_those_of_the_host<T: Real>(config: &AdamWConfig, copied: DType) {
+    let start = draw::<T>(0);
+    let mut state = [start.clone(), on_gpu(&start)].map(|params| {
+        let averages = params.clone();
+        // The second has no copy: its network computes with the master.
+        let copies: Vec<Option<Tensor>> =
+            params.iter().enumerate().map(|(i, p)| (i != 1).then(|| p.to_dtype(copied))).collect();
+        (AdamW::new(config.clone(), &names(), &params).unwrap(), params, averages, copies)
+    });
+    for k in 1..=3 {
+        let grads = draw_eighths::<T>(k);
+        let grads = [grads.clone(), on_gpu(&grads)];
+        let stats: Vec<StepStats> = state
+            .iter_mut()
+            .zip(&grads)
+            .map(|((optimizer, params, averages, copies), grads)| {
+                let copies = copies.iter_mut().map(Option::as_mut).collect();
+                let followers = Followers { average: Some((averages, 0.25)), copies };
+                taken(optimizer.step_with(params, grads, 0.5, followers).unwrap())
+            })
+            .collect();
+        let [(cpu, p, e, c), (gpu, p_gpu, e_gpu, c_gpu)] = &state;
+        assert_eq!(flat(p), flat(p_gpu));
+        assert_eq!(flat(e), flat(e_gpu));
+        assert_eq!((flat(&cpu.exp_avg), flat(&cpu.exp_avg_sq)), (flat(&gpu.exp_avg), flat(&gpu.exp_avg_sq)));
+        let copies = |c: &[Option<Tensor>]| c.iter().flatten().map(|c| (c.dtype(), c.to_vec_f64())).collect::<Vec<_>>();
+        assert_eq!(copies(c), copies(c_gpu));
+        assert_eq!(copies(c_gpu)[1].1, p_gpu[2].to_dtype(copied).to_vec_f64(), "copies follow");
+        assert_eq!(stats[0].grad_norm, stats[1].grad_norm);
+        assert_eq!(stats[0].clip_factor, stats[1].clip_factor);
+        // 33,000 terms, each sum rounded to an ulp in another order.
+        assert!((stats[0].update_norm / stats[1].update_norm - 1.0).abs() < 1e-12);
+    }
+}
+
+#[test]
+fn a_gpu_takes_the_steps_of_the_host_bit_for_bit() {
+    for betas in [[0.0, 0.999], [0.9, 0.95]] {
+        let config = AdamWConfig { betas, clip_norm: Some(3.0), ..config() };
+        steps_on_a_gpu_are_those_of_the_host::<f32>(&config, DType::Bf16);
+        steps_on_a_gpu_are_those_of_the_host::<f64>(&config, DType::F32);
+    }
+}
+
+#[test]
+fn a_gpu_counts_unusable_gradients_and_leaves_every_state_untouched() {
+    let mut params = on_gpu(&draw::<f32>(0));
+    let mut optimizer = AdamW::new(AdamWConfig { betas: [0.9, 0.999], ..config() }, &names(), &params).unwrap();
+    let _ = taken(optimizer.step(&mut params, &on_gpu(&draw::<f32>(1)), 1.0).unwrap());
+    let state = |o: &AdamW| (flat(&o.exp_avg), flat(&o.exp_avg_sq), o.steps_taken());
+    let (params_before, state_before) = (flat(&params), state(&optimizer));
+    for poison in [f32::NAN, f32::NEG_INFINITY, 1e20] {
+        let mut grads = draw::<f32>(2);
+        grads[1].make_mut::<f32>().unwrap()[11] = poison;
+        grads[2].make_mut::<f32>().unwrap()[20_000..20_003].fill(poison);
+        let Step::Skipped(bad) = optimizer.step(&mut params, &on_gpu(&grads), 1.0).unwrap() else {
+            panic!("a gradient of {poison} was used");
+        };
+        assert_eq!(bad, NonFinite { count: 4, name: "head.weight".into(), index: 1 });
+        assert_eq!(flat(&params), params_before);
+        assert_eq!(state(&optimizer), state_before);
+    }
+}
+
+#[test]
+fn parameters_shared_with_another_tensor_are_left_as_they_were_there() {
+    let shared = on_gpu(&draw::<f32>(0));
+    let mut params = shared.clone();
+    let mut optimizer = AdamW::new(config(), &names(), &params).unwrap();
+    let _ = taken(optimizer.step(&mut params, &on_gpu(&draw::<f32>(1)), 1.0).unwrap());
+    assert_eq!(flat(&shared), flat(&draw::<f32>(0)));
+    assert_ne!(flat(&params), flat(&shared));
 }

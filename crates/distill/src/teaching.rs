@@ -145,8 +145,13 @@ impl<N: Network> Training for Teaching<'_, N> {
                 self.ledger.record(self.iteration, &format!("gradient of {}", bad.name), None, bad.count)?;
             }
         }
+        values.peak("teacher", self.compute)?;
         self.iteration += 1;
         Ok(("teacher", values.means()))
+    }
+
+    fn is_whole(&self) -> bool {
+        self.learner.is_whole()
     }
 
     fn export(&self, checkpoint: &mut Checkpoint) -> Result<()> {

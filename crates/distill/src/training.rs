@@ -109,6 +109,8 @@ pub trait Training {
     /// # Errors
     /// If a network refuses, or non-finite values exceed their budget.
     fn step(&mut self) -> Result<(&'static str, Vec<(String, f64)>)>;
+    /// Whether the state is that of the iterations done, also after one that failed.
+    fn is_whole(&self) -> bool;
     /// Everything from which training can go on, but for iteration and configuration.
     ///
     /// # Errors
@@ -166,7 +168,8 @@ struct Outputs {
 /// the configuration is kept in the folder as `config.toml`.
 ///
 /// # Errors
-/// If the folder is busy, holds another run or cannot be written, or training fails; the last checkpoint stands.
+/// If the folder is busy, holds another run or cannot be written, or training fails; the last checkpoint stands. Where a GPU's
+/// memory runs out in the middle of an iteration, the iterations before it are saved first.
 pub fn run(
     training: &mut dyn Training,
     folder: &Path,
@@ -185,7 +188,14 @@ pub fn run(
             return Ok(Ending::Stopped { iteration: training.iteration() });
         }
         let began = Instant::now();
-        let (phase, mut values) = training.step()?;
+        let (phase, mut values) = match training.step() {
+            Err(e) if e.is_out_of_memory() && training.is_whole() => {
+                outputs.save(training)?;
+                hooks.say(&format!("saved after iteration {}; go on from there with --resume", training.iteration()));
+                return Err(e);
+            }
+            stepped => stepped?,
+        };
         values.push((format!("seconds/{phase}"), began.elapsed().as_secs_f64()));
         hooks.iteration(training.iteration(), of, phase, &values);
         outputs.record(training, phase, values, hooks)?;

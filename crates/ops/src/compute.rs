@@ -1,5 +1,7 @@
 //! Where networks compute, and in what.
 
+use fewstep_tensor::cuda::gpu;
+use fewstep_tensor::cuda::memory::Usage;
 use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::{Conditions, Params, Result};
@@ -37,6 +39,18 @@ impl Compute {
     /// If a GPU has no memory for them.
     pub fn conditions(&self, conditions: &Conditions) -> Result<Conditions> {
         Ok(conditions.to(self.device, self.dtype)?)
+    }
+
+    /// The most memory of a GPU in use since it was last asked, by kind; starts anew. A CPU tells nothing here.
+    ///
+    /// # Errors
+    /// If the GPU cannot be opened.
+    pub fn take_peak(&self) -> Result<Option<Usage>> {
+        let Device::Cuda(_) = self.device else { return Ok(None) };
+        let gpu = gpu(self.device)?;
+        let usage = gpu.usage();
+        gpu.reset_peak();
+        Ok(Some(usage))
     }
 
     /// A state: f64, on the device.

@@ -42,6 +42,11 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether a GPU's memory ran out.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Error::Tensor(e) if e.is_out_of_memory())
+    }
+
     /// An input error, from anything that displays.
     pub fn input(op: &'static str, expected: impl Into<String>, got: impl std::fmt::Debug) -> Self {
         Error::Input { op, expected: expected.into(), got: format!("{got:?}") }

@@ -1,7 +1,8 @@
 //! Tensors on NVIDIA GPUs: their memory, copies, and kernels that take tensors.
 
-use fewstep_cuda::{Buffer, Element, Operand, Product, TensorMap};
-pub use fewstep_cuda::{Gpu, Source, Variant, cache_problem, compile_for, memory};
+use fewstep_cuda::{Buffer, Element, Operand, Product};
+pub use fewstep_cuda::{Error as CudaError, Gpu, Source, Variant, cache_problem, compile_for, memory, profile};
+pub use fewstep_cuda::{TensorMap, Tiling};
 
 use crate::{DType, Device, Error, Result, Tensor};
 

@@ -76,6 +76,11 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether a GPU's memory ran out.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Error::Cuda(fewstep_cuda::Error::OutOfMemory { .. }))
+    }
+
     /// A shape error, from anything that displays as the invariant.
     pub fn shape(op: &'static str, expected: impl Into<String>, got: &[usize]) -> Self {
         Error::Shape { op, expected: expected.into(), got: got.to_vec() }

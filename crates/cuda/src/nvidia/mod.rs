@@ -228,27 +228,30 @@ impl Driver for Nvidia {
         Ok(map)
     }
 
-    fn time(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    fn mark(&self) -> Result<u64> {
         self.handles.bind()?;
-        let stream = self.handles.stream;
-        let (mut events, mut milliseconds) = ([std::ptr::null_mut(); 2], 0f32);
-        for event in &mut events {
-            // SAFETY: the events are made, recorded and destroyed here.
-            unsafe { sys::cuEventCreate(event, 0) }.result().map_err(refused("cuEventCreate"))?;
+        let mut event = std::ptr::null_mut();
+        // SAFETY: the event is made here, and recorded on the device's own stream.
+        unsafe {
+            sys::cuEventCreate(&mut event, 0).result().map_err(refused("cuEventCreate"))?;
+            sys::cuEventRecord(event, self.handles.stream).result().map_err(refused("cuEventRecord"))?;
         }
-        let record = |event| unsafe { sys::cuEventRecord(event, stream) }.result().map_err(refused("cuEventRecord"));
-        let ran = record(events[0]).and_then(|()| f()).and_then(|()| record(events[1])).and_then(|()| self.synchronize());
-        let measured = ran.and_then(|()| {
-            // SAFETY: both events were recorded and the stream is done.
-            unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, events[0], events[1]) }
-                .result()
-                .map_err(refused("cuEventElapsedTime"))
-        });
-        for event in events {
-            // SAFETY: made above, used no more.
-            let _ = unsafe { sys::cuEventDestroy_v2(event) };
+        Ok(event as u64)
+    }
+
+    fn between(&self, marks: [u64; 2]) -> Result<f64> {
+        self.handles.bind()?;
+        let [from, to] = marks.map(|mark| mark as sys::CUevent);
+        let mut milliseconds = 0f32;
+        // SAFETY: both events were made by `mark`, were recorded, and are used no more afterwards.
+        unsafe {
+            sys::cuEventSynchronize(to).result().map_err(failed("work on the device"))?;
+            let measured = sys::cuEventElapsedTime_v2(&mut milliseconds, from, to).result();
+            measured.map_err(refused("cuEventElapsedTime"))?;
+            sys::cuEventDestroy_v2(from).result().map_err(refused("cuEventDestroy"))?;
+            sys::cuEventDestroy_v2(to).result().map_err(refused("cuEventDestroy"))?;
         }
-        measured.map(|()| f64::from(milliseconds))
+        Ok(f64::from(milliseconds))
     }
 }
 

@@ -200,19 +200,3 @@ extern "C" __global__ void average(const i64* table, i64 tensors, double rate) {
         store(e + at, mean);
     });
 }
-
-/// The copy alone.
-extern "C" __global__ void copy(const i64* table, i64 tensors) {
-    Chunk chunk = chunk_of(table, tensors);
-    const T* p = chunk.at<const T>(0);
-    C* to = chunk.at<C>(5);
-    each_place(chunk.len, aligned(p) && aligned(to), [&](i64 at, auto n) {
-        constexpr int N = decltype(n)::value;
-        T theta[N];
-        C rounded[N];
-        load(theta, p + at);
-#pragma unroll
-        for (int i = 0; i < N; i++) rounded[i] = narrow<C>(theta[i]);
-        store(to + at, rounded);
-    });
-}

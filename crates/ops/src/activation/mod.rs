@@ -83,6 +83,8 @@ impl Op for Activation {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
@@ -96,11 +98,23 @@ mod tests {
     }
 
     #[test]
+    fn every_rule_holds_on_a_gpu() {
+        for op in [Activation::GeluTanh, Activation::GeluExact, Activation::Silu] {
+            for (seed, shape) in [&[3usize, 5, 7][..], &[1], &[0, 3], &[7, 300]].iter().enumerate() {
+                suite::check_on(EMULATED, &op, &[shape], seed as u64).unwrap();
+            }
+            // Each output is rounded once, by at most 2⁻⁸ of it.
+            suite::check_half(EMULATED, &op, (&[&[7, 301]], &[]), 2f64.powi(-8), 5).unwrap();
+        }
+    }
+
+    #[test]
     fn the_ramp_holds_every_rule_away_from_its_kink() {
         let away = |x: f64| if x.abs() < 0.1 { x + 0.2_f64.copysign(x) } else { x };
         for (seed, shape) in [&[3usize, 5, 7][..], &[0, 3], &[70, 300]].iter().enumerate() {
             let x = suite::draw(seed as u64, 0, &[shape]).unwrap().remove(0);
             let x = Tensor::from_vec(x.to_vec_f64().into_iter().map(away).collect(), shape).unwrap();
+            suite::check_at(&suite::Elsewhere { op: &Activation::Relu, device: EMULATED }, &[x.clone()], seed as u64).unwrap();
             suite::check_at(&Activation::Relu, &[x], seed as u64).unwrap();
         }
     }
@@ -108,7 +122,9 @@ mod tests {
     #[test]
     fn the_tails_are_the_identity_and_zero() {
         let x = Tensor::from_vec(vec![-200.0f32, -20.0, 20.0, 200.0], &[4]).unwrap();
-        for op in [Activation::GeluTanh, Activation::GeluExact, Activation::Silu, Activation::Relu] {
+        let kinds = [Activation::GeluTanh, Activation::GeluExact, Activation::Silu, Activation::Relu];
+        for (op, device) in kinds.into_iter().flat_map(|op| [(op, Device::Cpu), (op, EMULATED)]) {
+            let x = x.to_device(device).unwrap();
             let y = op.forward(&[&x]).unwrap().y.to_vec_f64();
             assert!(y[0].abs() < 1e-7 && y[1].abs() < 1e-7, "{op:?}: {y:?}");
             assert!((y[2] - 20.0).abs() < 1e-6 && y[3] == 200.0, "{op:?}: {y:?}");

@@ -101,6 +101,8 @@ impl Op for Add {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
@@ -112,12 +114,17 @@ mod tests {
             (&[1, 2, 5], &[4, 1, 5]),
             (&[5], &[2, 3, 5]),
             (&[0, 3], &[1, 3]),
+            (&[2, 1, 3, 1], &[2, 5, 3, 4]),
         ]
         .into_iter()
         .enumerate()
         {
             suite::check(&Add, &[a, b], seed as u64).unwrap();
             suite::check(&Add, &[b, a], seed as u64).unwrap();
+            suite::check_on(EMULATED, &Add, &[a, b], seed as u64).unwrap();
+            suite::check_on(EMULATED, &Add, &[b, a], seed as u64).unwrap();
+            // Each output is rounded once, by at most 2⁻⁸ of it.
+            suite::check_half(EMULATED, &Add, (&[a, b], &[]), 2f64.powi(-8), seed as u64).unwrap();
         }
     }
 

@@ -1,8 +1,11 @@
 //! Scaled dot-product attention that never materialises the scores.
 
 mod cpu;
+mod cuda;
+mod hopper;
+mod tiles;
 
-use fewstep_tensor::{Tensor, dispatch_float};
+use fewstep_tensor::{Device, Tensor, dispatch_float};
 
 use crate::cost::inputs;
 use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
@@ -67,7 +70,10 @@ impl Op for Attention {
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let e = self.of(x)?;
-        dispatch_float!(NAME, x[0].dtype(), T => cpu::forward::<T>(&e, x))
+        match x[0].device() {
+            Device::Cpu => dispatch_float!(NAME, x[0].dtype(), T => cpu::forward::<T>(&e, x)),
+            Device::Cuda(_) => cuda::forward(&e, x),
+        }
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
@@ -75,7 +81,10 @@ impl Op for Attention {
         if x_dot.iter().all(Option::is_none) {
             return Ok(Dual { primal: self.forward(x)?.y, tangent: None });
         }
-        dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(&e, x, x_dot))
+        match x[0].device() {
+            Device::Cpu => dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(&e, x, x_dot)),
+            Device::Cuda(_) => cuda::jvp(&e, x, x_dot),
+        }
     }
 
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
@@ -83,7 +92,10 @@ impl Op for Attention {
         if y_bar.shape() != [e.b, e.l, e.n * e.v] {
             return Err(Error::input(NAME, format!("a cotangent {:?}", [e.b, e.l, e.n * e.v]), y_bar.shape()));
         }
-        dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&e, saved, y_bar, wanted))
+        match y_bar.device() {
+            Device::Cpu => dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&e, saved, y_bar, wanted)),
+            Device::Cuda(_) => cuda::vjp(&e, saved, y_bar, wanted),
+        }
     }
 
     fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
@@ -105,7 +117,7 @@ impl Op for Attention {
                 scores * (1.0 + on_scores) + values * (1.0 + f64::from(u8::from(w[2])))
             }
         };
-        let kept = vec![Meta::new(&[e.b, e.n, e.l], q.dtype)];
+        let kept = vec![Meta::new(&[e.b, e.n, e.l], q.dtype.wide())];
         let y = Meta::new(&[e.b, e.l, e.n * e.v], q.dtype);
         Ok(Cost { kept, scratch: cpu::scratch(&e, rule) * q.dtype.size(), ..Cost::new(y, flops) })
     }

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use fewstep_tensor::cuda::EMULATED;
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, file::TensorFile};
 
@@ -37,6 +38,39 @@ fn every_rule_holds_over_several_blocks_and_at_the_extremes() {
         suite::check(&op, &[&[b, l, n * k], &[b, s, n * k], &[b, s, n * v]], seed as u64).unwrap();
     }
 }
+
+#[test]
+fn every_rule_holds_on_a_gpu() {
+    let shapes = [
+        [1, 1, 1, 1, 1, 1],
+        [2, 0, 3, 2, 3, 4],
+        [2, 3, 0, 2, 3, 4],
+        [0, 3, 5, 1, 2, 2],
+        [1, 2, 3, 1, 4, 0],
+        // More rows than a block, more keys than a piece, odd widths, more columns than a part.
+        [2, 19, 70, 2, 5, 9],
+        [1, 33, 34, 1, 40, 131],
+        [1, 5, 4, 1, 130, 3],
+    ];
+    for (seed, [b, l, s, n, k, v]) in shapes.into_iter().enumerate() {
+        let op = Attention { heads: n, scale: Some(0.4) };
+        suite::check_on(EMULATED, &op, &[&[b, l, n * k], &[b, s, n * k], &[b, s, n * v]], seed as u64).unwrap();
+    }
+}
+
+#[test]
+fn every_rule_holds_in_bf16_on_the_tensor_cores_of_a_gpu() {
+    // No keys; a padded width; the widths that are to be fast.
+    let shapes = [[1, 3, 0, 2, 16, 8], [2, 70, 130, 2, 72, 40], [1, 150, 77, 1, 128, 128]];
+    for (seed, [b, l, s, n, k, v]) in shapes.into_iter().enumerate() {
+        let op = Attention { heads: n, scale: None };
+        let shapes: [&[usize]; 3] = [&[b, l, n * k], &[b, s, n * k], &[b, s, n * v]];
+        suite::check_half(EMULATED, &op, (&shapes, &[]), HALF_TOLERANCE, seed as u64).unwrap();
+    }
+}
+
+/// Rounding of probabilities, of what multiplies them and of the output: 2⁻⁹ each, and as much again for the means.
+const HALF_TOLERANCE: f64 = 4.0 * 0.001_953_125;
 
 fn fixture() -> TensorFile {
     let local = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");

@@ -12,7 +12,6 @@ typedef ELEMENT T;
 typedef Wide<T>::type A;
 
 constexpr int FRAMES = 8;
-constexpr u32 THREADS = 256;
 
 struct Geometry {
     /// The grid of positions, the frames' extents and channels.
@@ -101,6 +100,7 @@ extern "C" __global__ void pack(
 // --- by multiplications of single elements ---
 
 constexpr int TILE = 64, STEP = 16, EACH = 4;
+constexpr u32 THREADS = 256;
 
 /// sum[r][c] += Σ a[k][4·(threadIdx.x / 16) + r]·b[k][4·(threadIdx.x % 16) + c]
 __device__ __forceinline__ void multiply(A (&sum)[EACH][EACH], const A (&a)[STEP][TILE + 1], const A (&b)[STEP][TILE + 1]) {
@@ -233,16 +233,23 @@ extern "C" __global__ void sum_parts(A* sum, const A* partial, i64 parts, i64 n)
 #else
 // --- by tensor cores: T is bf16, C a multiple of 8, frames and packed weights 16-byte aligned ---
 
-constexpr int STAGES = 4, STEP = 32, CHUNKS = STEP / 8;
-constexpr int WARPS_M = 4, WARPS_N = 2, WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / WARPS_N;
-constexpr int TILES_M = WARP_M / 16, TILES_N = WARP_N / 8;
-constexpr int LINES = THREADS / CHUNKS, LINES_M = TILE_M / LINES, LINES_N = (TILE_N + LINES - 1) / LINES;
-constexpr int BLOCKS = TILE_M * TILE_N > 128 * 128 ? 1 : 2;
+// H100, 2026-11, TFLOP/s at 384→384 channels of 120 × 208, 192 of 240 × 416 and 96 of 480 × 832 positions, 27 taps:
+//   128 × 96, 2 × 2 warps, steps of 64: 329, 346, 276; steps of 32: 306, 294, 269; 4 × 2 warps, steps of 32: 263, 246, 239;
+//   256 × 96, 4 × 2 warps, steps of 64: 346, 303, 248; 128 × 128, 2 × 2 warps, steps of 32: 285, 271, 246.
+// Of few outputs, 96→3 of 480 × 832: 256 × 32, 4 × 1 warps 0.34 ms; 4 × 2 warps 0.37; 128 × 32, 4 × 2 warps 0.51.
+#if TILE_N == 32
+constexpr int TILE_M = 256, WARPS_M = 4, WARPS_N = 1, STEP = 32, STAGES = 4;
+#else
+constexpr int TILE_M = 128, WARPS_M = 2, WARPS_N = 2, STEP = 64, STAGES = 3;
+#endif
+constexpr int CHUNKS = STEP / 8, COPIERS = WARPS_M * WARPS_N * WARP;
+constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / WARPS_N, TILES_M = WARP_M / 16, TILES_N = WARP_N / 8;
+constexpr int LINES = COPIERS / CHUNKS, LINES_M = TILE_M / LINES, LINES_N = (TILE_N + LINES - 1) / LINES;
 static_assert(TILE_M % (16 * WARPS_M) == 0 && TILE_N % (16 * WARPS_N) == 0 && TILE_M % LINES == 0, "whole fragments");
 
-/// 64-byte lines of four chunks, permuted so that the eight lines of an ldmatrix lie in different banks.
+/// Lines of chunks, permuted so that the eight lines of an ldmatrix lie in different banks.
 __device__ __forceinline__ bf16* chunk_at(bf16* tile, int line, int chunk) {
-    return tile + line * STEP + (chunk ^ (line >> 1 & 3)) * 8;
+    return tile + line * STEP + (chunk ^ (STEP == 64 ? line & 7 : line >> 1 & 3)) * 8;
 }
 
 /// What one thread copies: one chunk of lines LINES apart of both tiles, step after step.
@@ -269,7 +276,7 @@ struct Copy {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(256, BLOCKS) convolve_tensor_cores(
+extern "C" __global__ void __launch_bounds__(COPIERS, 2) convolve_tensor_cores(
     T* y, const T* packed, const T* bias, i64 n, FRAME_PARAMETERS, int transposed) {
     __shared__ const T* list[FRAMES];
     DYNAMIC_SHARED(shared);

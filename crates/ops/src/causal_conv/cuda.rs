@@ -21,9 +21,6 @@ const PART: usize = 1024;
 const PARTS: usize = 64;
 /// Channels of a 16-byte access of bf16.
 const CHUNK: usize = 8;
-/// Bytes of shared memory for each row and column of a tile of tensor cores: four stages of 32 bf16.
-const STAGES: usize = 4 * 64;
-
 /// Frames of the kernel from `tap` on, one for each source.
 struct Part<'a> {
     weights: &'a Tensor,
@@ -31,15 +28,18 @@ struct Part<'a> {
     sources: Vec<&'a Tensor>,
 }
 
-/// Positions × outputs of a tile of tensor cores.
-fn tile(outputs: usize) -> [usize; 2] {
-    match outputs {
-        0..=32 => [128, 32],
-        33..=64 => [128, 64],
-        n if n.is_multiple_of(128) => [128, 128],
-        _ => [128, 96],
-    }
+/// A tile of tensor cores, as the kernel has it: positions, outputs, threads, and bytes of shared memory.
+struct Tile {
+    positions: usize,
+    outputs: usize,
+    threads: usize,
+    shared: usize,
 }
+
+/// Of few outputs: four stages of 32 bf16 for each position and output.
+const NARROW: Tile = Tile { positions: 256, outputs: 32, threads: 128, shared: (256 + 32) * 4 * 64 };
+/// Three stages of 64 bf16.
+const WIDE: Tile = Tile { positions: 128, outputs: 96, threads: 128, shared: (128 + 96) * 3 * 128 };
 
 /// The positions of the output's grid, and the extents of what is read.
 struct Grid {
@@ -118,15 +118,20 @@ fn product(e: &Extents, parts: &[Part<'_>], bias: Option<&Tensor>, like: &Tensor
     }
     let packed = pack(e, &g, parts, channels, like)?;
     let y = Tensor::empty(&[e.b, g.positions[0], g.positions[1], g.outputs], dtype, like.device())?;
-    let kernel = if tensor_cores { "convolve_tensor_cores" } else { "convolve" };
-    let [m, n] = if tensor_cores { tile(g.outputs) } else { [TILE; 2] };
-    let mut launch = Launch::new(like.device(), &SOURCE, dtype, kernel)?
-        .grid([positions.div_ceil(m) * g.outputs.div_ceil(n), 1, 1])
-        .threads(THREADS);
-    if tensor_cores {
-        launch = launch.define("TILE_M", m).define("TILE_N", n).shared(STAGES * (m + n));
-    }
-    launch = launch.tensor(&y).tensor(&packed).optional(bias).size(g.outputs);
+    let launch = match tensor_cores {
+        true => {
+            let tile = if g.outputs <= NARROW.outputs { NARROW } else { WIDE };
+            Launch::new(like.device(), &SOURCE, dtype, "convolve_tensor_cores")?
+                .define("TILE_N", tile.outputs)
+                .grid([positions.div_ceil(tile.positions) * g.outputs.div_ceil(tile.outputs), 1, 1])
+                .threads(tile.threads)
+                .shared(tile.shared)
+        }
+        false => Launch::new(like.device(), &SOURCE, dtype, "convolve")?
+            .grid([positions.div_ceil(TILE) * g.outputs.div_ceil(TILE), 1, 1])
+            .threads(THREADS),
+    };
+    let launch = launch.tensor(&y).tensor(&packed).optional(bias).size(g.outputs);
     frames(launch, e, &g, &sources, channels).flag(transposed).run()?;
     Ok(y)
 }

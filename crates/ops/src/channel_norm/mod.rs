@@ -77,6 +77,8 @@ impl Op for ChannelNorm {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
@@ -88,13 +90,28 @@ mod tests {
     }
 
     #[test]
+    fn every_rule_holds_on_a_gpu() {
+        for (seed, shape) in [&[2usize, 3, 5, 7][..], &[1, 1], &[0, 3], &[70, 40]].into_iter().enumerate() {
+            suite::check_on(EMULATED, &ChannelNorm, &[shape, &shape[shape.len() - 1..]], seed as u64).unwrap();
+        }
+        // Each output is rounded once, by at most 2⁻⁸ of it.
+        for (seed, [rows, c]) in [[40, 96], [9, 33]].into_iter().enumerate() {
+            let shapes: [&[usize]; 2] = [&[rows, c], &[c]];
+            suite::check_half(EMULATED, &ChannelNorm, (&shapes, &[1]), 2f64.powi(-8), seed as u64).unwrap();
+        }
+    }
+
+    #[test]
     fn a_position_of_zeros_stays_zero() {
         let (x, gamma) = (Tensor::from_vec(vec![0.0f32, 0.0, 3.0, 4.0], &[2, 2]).unwrap(), [1.0f32, 2.0]);
         let gamma = Tensor::from_vec(gamma.to_vec(), &[2]).unwrap();
-        let y = ChannelNorm.forward(&[&x, &gamma]).unwrap().y.to_vec_f64();
-        let root = std::f64::consts::SQRT_2;
-        assert_eq!(y[..2], [0.0, 0.0]);
-        assert!((y[2] - 0.6 * root).abs() < 1e-6 && (y[3] - 1.6 * root).abs() < 1e-6, "{y:?}");
+        for device in [Device::Cpu, EMULATED] {
+            let (x, gamma) = (x.to_device(device).unwrap(), gamma.to_device(device).unwrap());
+            let y = ChannelNorm.forward(&[&x, &gamma]).unwrap().y.to_vec_f64();
+            let root = std::f64::consts::SQRT_2;
+            assert_eq!(y[..2], [0.0, 0.0]);
+            assert!((y[2] - 0.6 * root).abs() < 1e-6 && (y[3] - 1.6 * root).abs() < 1e-6, "{y:?}");
+        }
     }
 
     #[test]

@@ -83,14 +83,25 @@ impl Op for Combine {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
     #[test]
     fn every_rule_holds_on_random_shapes() {
-        suite::check(&Combine, &[&[3], &[3, 5, 7]], 1).unwrap();
-        suite::check(&Combine, &[&[2], &[2, 9], &[2], &[2, 9], &[2], &[2, 9]], 2).unwrap();
-        suite::check(&Combine, &[&[1], &[1, 1]], 3).unwrap();
-        suite::check(&Combine, &[&[0], &[0, 4], &[0], &[0, 4]], 4).unwrap();
+        let all: [&[&[usize]]; 5] = [
+            &[&[3], &[3, 5, 7]],
+            &[&[2], &[2, 9], &[2], &[2, 9], &[2], &[2, 9]],
+            &[&[1], &[1, 1]],
+            &[&[0], &[0, 4], &[0], &[0, 4]],
+            &[&[2], &[2, 0]],
+        ];
+        for (seed, shapes) in all.into_iter().enumerate() {
+            suite::check(&Combine, shapes, seed as u64).unwrap();
+            suite::check_on(EMULATED, &Combine, shapes, seed as u64).unwrap();
+        }
+        // Each output is rounded once, by at most 2⁻⁸ of it; coefficients are doubles here as on a CPU.
+        suite::check_half(EMULATED, &Combine, (&[&[3], &[3, 41], &[3], &[3, 41]], &[0, 2]), 2f64.powi(-8), 5).unwrap();
     }
 }

@@ -90,6 +90,8 @@ impl Op for GatedResidual {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
@@ -100,6 +102,22 @@ mod tests {
         for (seed, [b, g, per_group, d]) in shapes.into_iter().enumerate() {
             let x = [b, g * per_group, d];
             suite::check(&GatedResidual, &[&x, &x, &[b, g, d]], seed as u64).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_rule_holds_on_a_gpu() {
+        for (seed, [b, g, per_group, d]) in
+            [[3, 2, 5, 7], [0, 1, 3, 4], [2, 1, 0, 3], [2, 3, 1, 33], [1, 2, 35, 6], [1, 4, 2, 0]].into_iter().enumerate()
+        {
+            let x = [b, g * per_group, d];
+            suite::check_on(EMULATED, &GatedResidual, &[&x, &x, &[b, g, d]], seed as u64).unwrap();
+        }
+        // Each output is rounded once, by at most 2⁻⁸ of it.
+        for (seed, [b, g, per_group, d]) in [[2, 2, 20, 136], [1, 1, 9, 33]].into_iter().enumerate() {
+            let x = [b, g * per_group, d];
+            let shapes: [&[usize]; 3] = [&x, &x, &[b, g, d]];
+            suite::check_half(EMULATED, &GatedResidual, (&shapes, &[2]), 2f64.powi(-8), seed as u64).unwrap();
         }
     }
 

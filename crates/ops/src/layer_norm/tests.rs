@@ -1,3 +1,4 @@
+use fewstep_tensor::cuda::EMULATED;
 use fewstep_tensor::random::{Purpose, Stream};
 
 use super::*;
@@ -31,6 +32,35 @@ fn every_rule_of_the_affine_norm_holds_on_random_shapes() {
         let d = d * d + 1;
         let x: &[usize] = if seed % 2 == 0 { &[a, b, c, d] } else { &[d] };
         suite::check(&LayerNormAffine { eps: EPS }, &[x, &[d], &[d]], seed).unwrap();
+    }
+}
+
+#[test]
+fn every_rule_of_the_modulated_norm_holds_on_a_gpu() {
+    // Rows of one lane, of a part of a warp, of a warp and more, of several warps; aligned and not.
+    for (seed, [b, g, per_group, d]) in
+        [[2, 3, 5, 1], [1, 1, 37, 6], [2, 2, 20, 33], [1, 2, 3, 136], [0, 1, 2, 3], [1, 2, 0, 4]].into_iter().enumerate()
+    {
+        let (x, m) = ([b, g * per_group, d], [b, g, d]);
+        suite::check_on(EMULATED, &LayerNormModulate { eps: EPS }, &[&x, &m, &m], seed as u64).unwrap();
+    }
+}
+
+#[test]
+fn every_rule_of_the_affine_norm_holds_on_a_gpu() {
+    for (seed, x) in [&[3, 4, 6][..], &[33], &[2, 0, 6]].into_iter().enumerate() {
+        let d = x[x.len() - 1];
+        suite::check_on(EMULATED, &LayerNormAffine { eps: EPS }, &[x, &[d], &[d]], seed as u64).unwrap();
+    }
+}
+
+#[test]
+fn every_rule_holds_in_bf16_on_a_gpu() {
+    // Each output is rounded once, by at most 2⁻⁸ of it.
+    for (seed, [b, g, per_group, d]) in [[2, 2, 20, 136], [1, 1, 9, 33], [1, 3, 1, 2056]].into_iter().enumerate() {
+        let shapes: [&[usize]; 3] = [&[b, g * per_group, d], &[b, g, d], &[b, g, d]];
+        let (op, wide) = (LayerNormModulate { eps: 1e-6 }, &[1, 2]);
+        suite::check_half(EMULATED, &op, (&shapes, wide), 2f64.powi(-8), seed as u64).unwrap();
     }
 }
 

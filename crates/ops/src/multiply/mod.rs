@@ -76,6 +76,8 @@ impl Op for Multiply {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
@@ -84,6 +86,15 @@ mod tests {
         for (seed, shape) in [&[3usize, 5, 7][..], &[1], &[0, 3], &[70, 300]].iter().enumerate() {
             suite::check(&Multiply, &[shape, shape], seed as u64).unwrap();
         }
+    }
+
+    #[test]
+    fn every_rule_holds_on_a_gpu() {
+        for (seed, shape) in [&[3usize, 5, 7][..], &[1], &[0, 3], &[7, 300]].iter().enumerate() {
+            suite::check_on(EMULATED, &Multiply, &[shape, shape], seed as u64).unwrap();
+        }
+        // Each output is rounded once, by at most 2⁻⁸ of it.
+        suite::check_half(EMULATED, &Multiply, (&[&[7, 301], &[7, 301]], &[]), 2f64.powi(-8), 5).unwrap();
     }
 
     #[test]

@@ -39,12 +39,16 @@ __device__ __forceinline__ void load_pairs(A (&v)[PAIRS], const A* p) {
     }
 }
 
-/// `row` counts from the start of a sample.
+/// `row` counts from the start of a sample. Zeros beyond a row: its sums take what is turned by them.
 __device__ __forceinline__ void load_angles(Angles& a, const A* cos, const A* sin, i64 row, int k, const int (&at)[SETS], const Columns& c) {
     const i64 token = (i64)((u32)row / PARTS) * (k / 2);
 #pragma unroll
     for (int q = 0; q < SETS; q++) {
-        if (c.at[STYLE == 2 ? 2 * q : q] < 0) continue;
+        if (c.at[STYLE == 2 ? 2 * q : q] < 0) {
+#pragma unroll
+            for (int i = 0; i < PAIRS; i++) a.cos[q][i] = a.sin[q][i] = 0;
+            continue;
+        }
         load_pairs(a.cos[q], cos + token + at[q]);
         load_pairs(a.sin[q], sin + token + at[q]);
     }

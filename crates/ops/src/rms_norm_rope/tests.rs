@@ -1,5 +1,7 @@
 use fewstep_tensor::random::{Purpose, Stream};
 
+use fewstep_tensor::cuda::EMULATED;
+
 use super::*;
 use crate::suite;
 
@@ -25,6 +27,37 @@ fn every_rule_holds_on_random_shapes() {
                 let weight = if scope == NormScope::Width { heads * k } else { k };
                 let op = RmsNormRope { heads, scope, eps: EPS, rope };
                 suite::check(&op, &[&[b, l, heads * k], &[weight]], seed).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn every_rule_holds_on_a_gpu() {
+    // Heads of one pair, of pairs that no access of 16 bytes holds, and of such that it does.
+    for (seed, [b, l, heads, half]) in [[2, 3, 3, 1], [1, 37, 2, 3], [2, 5, 2, 8], [0, 2, 1, 2]].into_iter().enumerate() {
+        for scope in [NormScope::Width, NormScope::Head] {
+            for style in [None, Some(RopeStyle::Interleaved), Some(RopeStyle::HalfSplit)] {
+                let k = if style.is_some() { 2 * half } else { 2 * half + 1 };
+                let rope = style.map(|s| rope(s, l, half, seed as u64));
+                let weight = if scope == NormScope::Width { heads * k } else { k };
+                let op = RmsNormRope { heads, scope, eps: EPS, rope };
+                suite::check_on(EMULATED, &op, &[&[b, l, heads * k], &[weight]], seed as u64).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn every_rule_holds_in_bf16_on_a_gpu() {
+    for (seed, [b, l, heads, half]) in [[2, 9, 3, 16], [1, 3, 5, 64], [2, 5, 2, 3]].into_iter().enumerate() {
+        for scope in [NormScope::Width, NormScope::Head] {
+            for style in [None, Some(RopeStyle::Interleaved), Some(RopeStyle::HalfSplit)] {
+                let rope = style.map(|s| rope(s, l, half, seed as u64));
+                let weight = if scope == NormScope::Width { heads * 2 * half } else { 2 * half };
+                let (op, x) = (RmsNormRope { heads, scope, eps: 1e-6, rope }, [b, l, heads * 2 * half]);
+                // Each output is rounded once, by at most 2⁻⁸ of it.
+                suite::check_half(EMULATED, &op, (&[&x, &[weight]], &[1]), 2f64.powi(-8), seed as u64).unwrap();
             }
         }
     }

@@ -47,6 +47,8 @@ impl Op for Scale {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
@@ -54,6 +56,9 @@ mod tests {
     fn every_rule_holds_on_random_shapes() {
         for (seed, shape) in [&[3, 5, 7][..], &[1], &[0, 4], &[2, 300]].into_iter().enumerate() {
             suite::check(&Scale { by: -1.7 }, &[shape], seed as u64).unwrap();
+            suite::check_on(EMULATED, &Scale { by: -1.7 }, &[shape], seed as u64).unwrap();
+            // Each output is rounded once, by at most 2⁻⁸ of it.
+            suite::check_half(EMULATED, &Scale { by: -1.7 }, (&[shape], &[]), 2f64.powi(-8), seed as u64).unwrap();
         }
     }
 }
