@@ -25,8 +25,9 @@ fn t() {
             bad.extend(failures(&rows));
         }
     }
-    for check in fewstep_verify::numbers::checks(device) {
-        if !check.what().contains(&only) { continue; }
+    let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures"));
+    for check in fewstep_verify::numbers::checks(device).into_iter().chain(fewstep_verify::fixtures::checks(device, folder).unwrap()) {
+        if !format!("{} {}", check.what(), check.case()).contains(&only) { continue; }
         let rows = check.run();
         for r in &rows {
             println!("{:20} {:5} {:9.2e} {:9.2e} {:6.2}s {} {}", r.what, r.dtype, r.error, r.allowed, r.seconds, r.ok, r.case);

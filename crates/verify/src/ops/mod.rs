@@ -5,6 +5,8 @@ mod case;
 mod cases;
 mod window;
 
+pub(crate) use attention::Unfused;
+
 use std::sync::Arc;
 
 use fewstep_tensor::Device;
