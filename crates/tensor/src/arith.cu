@@ -17,32 +17,6 @@ extern "C" __global__ void __launch_bounds__(256) fill(T* y, i64 n, int aligned,
     map_elements<T, 1, 1>({nullptr}, {y}, n, aligned, [=](const A*, A* out) { out[0] = widen(rounded); });
 }
 
-#ifdef TO
-/// y = x in another type, rounded once to nearest even. A thread has 8 elements.
-extern "C" __global__ void __launch_bounds__(256) convert(TO* y, const T* x, i64 n, int aligned) {
-    constexpr int N = 8;
-    const i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * N;
-    if (aligned && at + N <= n) {
-        TO to[N];
-#pragma unroll
-        for (int i = 0; i < N; i += Pack<T>::N) {
-            const Pack<T> from = load16(x + at + i);
-#pragma unroll
-            for (int e = 0; e < Pack<T>::N; e++) to[i + e] = narrow<TO>(widen(from.v[e]));
-        }
-#pragma unroll
-        for (int i = 0; i < N; i += Pack<TO>::N) {
-            Pack<TO> pack;
-#pragma unroll
-            for (int e = 0; e < Pack<TO>::N; e++) pack.v[e] = to[i + e];
-            store16(y + at + i, pack);
-        }
-    } else {
-        for (i64 i = at; i < at + N && i < n; i++) y[i] = narrow<TO>(widen(x[i]));
-    }
-}
-#endif
-
 /// y = Σᵢ cᵢ(sample)·xᵢ for x [samples, row] and f64 coefficients [samples], summed in f64 from the first term on and rounded
 /// once; terms from the first null on are absent.
 extern "C" __global__ void __launch_bounds__(256)

@@ -313,6 +313,7 @@ fn element_type(dtype: DType) -> Element {
 }
 
 const ARITH: Source = Source::new("arith", &[include_str!("arith.cu")]);
+const CONVERT: Source = Source::new("convert", &[include_str!("convert.cu")]);
 
 /// Threads of an elementwise block.
 const THREADS: usize = 256;
@@ -349,8 +350,9 @@ fn arith(t: &Tensor, kernel: &'static str) -> Result<Launch<'static>> {
 
 pub(crate) fn convert(t: &Tensor, dtype: DType) -> Result<Tensor> {
     let to = Tensor::empty(t.shape(), dtype, t.device())?;
-    let launch = arith(t, "convert")?.define("TO", element_name(dtype)).grid([t.len().div_ceil(THREADS * CONVERTED), 1, 1]);
-    launch.threads(THREADS).tensor(&to).tensor(t).size(t.len()).flag(aligned(&[&to, t])).run()?;
+    let launch = Launch::new(t.device(), &CONVERT, t.dtype(), "convert")?.define("TO", element_name(dtype));
+    let launch = launch.grid([t.len().div_ceil(THREADS * CONVERTED), 1, 1]).threads(THREADS);
+    launch.tensor(&to).tensor(t).size(t.len()).flag(aligned(&[&to, t])).run()?;
     Ok(to)
 }
 

@@ -33,7 +33,7 @@ pub(super) fn jvp(r: &Rows, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<
 pub(super) fn vjp(r: &Rows, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
     let (dtype, device) = (y_bar.dtype(), y_bar.device());
     let (x, gamma) = (saved.input(0)?, saved.input(1)?);
-    let plan = Plan::new(*r, dtype, Pairs::None, &[Some(y_bar), Some(x), Some(gamma)]).summing();
+    let plan = Plan::summing(*r, dtype, Pairs::None, &[Some(y_bar), Some(x), Some(gamma)]);
     let x_bar = wanted[0].then(|| Tensor::empty(saved.shape(0), dtype, device)).transpose()?;
     let gamma_bars = plan.partials(wanted[1], dtype, device)?;
     let launch = plan.launch(device, &SOURCE, dtype, "vjp")?.optional(x_bar.as_ref()).optional(gamma_bars.as_ref());

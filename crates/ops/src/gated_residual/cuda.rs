@@ -37,7 +37,7 @@ pub(super) fn vjp(r: &Rows, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> R
     let mut bars = vec![wanted[0].then(|| y_bar.clone()), None, None];
     if wanted[1] || wanted[2] {
         let (h, gate) = (saved.input(1)?, saved.input(2)?);
-        let plan = Plan::new(*r, dtype, Pairs::None, &[Some(y_bar), Some(h), Some(gate)]).summing();
+        let plan = Plan::summing(*r, dtype, Pairs::None, &[Some(y_bar), Some(h), Some(gate)]);
         bars[1] = wanted[1].then(|| Tensor::empty(saved.shape(1), dtype, device)).transpose()?;
         let gate_bars = plan.partials(wanted[2], dtype, device)?;
         let launch = plan.launch(device, &SOURCE, dtype, "vjp")?.optional(bars[1].as_ref());

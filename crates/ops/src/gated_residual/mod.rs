@@ -108,7 +108,9 @@ mod tests {
     #[test]
     fn every_rule_holds_on_a_gpu() {
         for (seed, [b, g, per_group, d]) in
-            [[3, 2, 5, 7], [0, 1, 3, 4], [2, 1, 0, 3], [2, 3, 1, 33], [1, 2, 35, 6], [1, 4, 2, 0]].into_iter().enumerate()
+            [[3, 2, 5, 7], [0, 1, 3, 4], [2, 1, 0, 3], [2, 3, 1, 33], [1, 2, 35, 6], [1, 4, 2, 0]]
+                .into_iter()
+                .enumerate()
         {
             let x = [b, g * per_group, d];
             suite::check_on(EMULATED, &GatedResidual, &[&x, &x, &[b, g, d]], seed as u64).unwrap();

@@ -45,7 +45,7 @@ pub(super) fn vjp(
 ) -> Result<Vec<Option<Tensor>>> {
     let (dtype, device) = (y_bar.dtype(), y_bar.device());
     let (x, factor, kept) = (saved.input(0)?, saved.input(spec.factor)?, saved.kept(0)?);
-    let plan = Plan::new(*r, dtype, Pairs::None, &[Some(x), Some(factor), Some(y_bar)]).summing();
+    let plan = Plan::summing(*r, dtype, Pairs::None, &[Some(x), Some(factor), Some(y_bar)]);
     let x_bar = wanted[0].then(|| Tensor::empty(saved.shape(0), dtype, device)).transpose()?;
     let factor_bars = plan.partials(wanted[spec.factor], dtype, device)?;
     let offset_bars = plan.partials(wanted[spec.offset], dtype, device)?;

@@ -83,7 +83,9 @@ impl Spec {
             return Err(Error::input(self.name, format!("a cotangent {:?}", saved.shape(0)), y_bar.shape()));
         }
         match y_bar.device() {
-            Device::Cpu => dispatch_float!(self.name, y_bar.dtype(), T => cpu::vjp::<T>(self, &rows, saved, y_bar, wanted)),
+            Device::Cpu => {
+                dispatch_float!(self.name, y_bar.dtype(), T => cpu::vjp::<T>(self, &rows, saved, y_bar, wanted))
+            }
             Device::Cuda(_) => cuda::vjp(self, &rows, saved, y_bar, wanted),
         }
     }

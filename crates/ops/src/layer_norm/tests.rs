@@ -39,7 +39,9 @@ fn every_rule_of_the_affine_norm_holds_on_random_shapes() {
 fn every_rule_of_the_modulated_norm_holds_on_a_gpu() {
     // Rows of one lane, of a part of a warp, of a warp and more, of several warps; aligned and not.
     for (seed, [b, g, per_group, d]) in
-        [[2, 3, 5, 1], [1, 1, 37, 6], [2, 2, 20, 33], [1, 2, 3, 136], [0, 1, 2, 3], [1, 2, 0, 4]].into_iter().enumerate()
+        [[2, 3, 5, 1], [1, 1, 37, 6], [2, 2, 20, 33], [1, 2, 3, 136], [0, 1, 2, 3], [1, 2, 0, 4]]
+            .into_iter()
+            .enumerate()
     {
         let (x, m) = ([b, g * per_group, d], [b, g, d]);
         suite::check_on(EMULATED, &LayerNormModulate { eps: EPS }, &[&x, &m, &m], seed as u64).unwrap();
@@ -62,6 +64,24 @@ fn every_rule_holds_in_bf16_on_a_gpu() {
         let (op, wide) = (LayerNormModulate { eps: 1e-6 }, &[1, 2]);
         suite::check_half(EMULATED, &op, (&shapes, wide), 2f64.powi(-8), seed as u64).unwrap();
     }
+}
+
+#[test]
+fn the_primal_on_a_gpu_does_not_depend_on_where_a_tangent_lies() {
+    let [b, l, d] = [1, 5, 264];
+    let draw = |seed| suite::draw(seed, 0, &[&[1 + b * l * d], &[b, 1, d], &[b, 1, d]]).unwrap();
+    let there = |t: &Tensor| t.to_dtype(fewstep_tensor::DType::F32).to_device(EMULATED).unwrap();
+    let (x, x_dot): (Vec<Tensor>, Vec<Tensor>) = (draw(1).iter().map(there).collect(), draw(2).iter().map(there).collect());
+    let rows = |t: &Tensor, start| t.narrow(start, b * l * d).unwrap().reshape(&[b, l, d]).unwrap();
+    let (op, x) = (LayerNormModulate { eps: 1e-6 }, [&rows(&x[0], 0), &x[1], &x[2]]);
+    let y = op.forward(&x).unwrap().y.to_vec_f64();
+    let apart = rows(&x_dot[0], 1);
+    assert!(!apart.is_aligned(16));
+    let dual = op.jvp(&x, &[Some(&apart), None, None]).unwrap();
+    assert!(dual.primal.to_vec_f64() == y);
+    let moved = there(&apart.to_device(Device::Cpu).unwrap());
+    let again = op.jvp(&x, &[Some(&moved), None, None]).unwrap();
+    assert!(dual.tangent.unwrap().to_vec_f64() == again.tangent.unwrap().to_vec_f64());
 }
 
 #[test]

@@ -27,6 +27,7 @@ impl Parts {
         dtype: DType,
         device: Device,
         tensors: &[Option<&Tensor>],
+        plan: impl Fn(Rows, DType, Pairs, &[Option<&Tensor>]) -> Plan,
     ) -> Result<Option<Self>> {
         if e.rows == 0 || e.d == 0 {
             return Ok(None);
@@ -40,7 +41,7 @@ impl Parts {
         let groups = if style == 0 { 1 } else { e.rows / e.l };
         let rows = Rows { rows: e.rows * each, d: e.part, per_group: e.rows / groups * each, groups };
         let table = op.rope.as_ref().map(|r| r.table.on(device, dtype.wide())).transpose()?;
-        Ok(Some(Parts { plan: Plan::new(rows, dtype, pairs, tensors), style, each, table, head: e.k }))
+        Ok(Some(Parts { plan: plan(rows, dtype, pairs, tensors), style, each, table, head: e.k }))
     }
 
     fn launch(&self, dtype: DType, device: Device, kernel: &'static str) -> Result<Launch<'static>> {
@@ -59,7 +60,7 @@ pub(super) fn forward(op: &RmsNormRope, e: &Extents, x: &[&Tensor]) -> Result<Ou
     check_wide(NAME, dtype, &[Some(x[1])])?;
     let y = Tensor::empty(x[0].shape(), dtype, device)?;
     let kept = Tensor::empty(&[e.rows, e.d.checked_div(e.part).unwrap_or(0)], dtype.wide(), device)?;
-    if let Some(parts) = Parts::new(op, e, dtype, device, &[Some(x[0]), Some(x[1])])? {
+    if let Some(parts) = Parts::new(op, e, dtype, device, &[Some(x[0]), Some(x[1])], Plan::new)? {
         let launch = parts.launch(dtype, device, "forward")?.tensor(&y).tensor(&kept).tensor(x[0]).tensor(x[1]);
         parts.plan.run_with(parts.table(launch).real(op.eps), &[parts.head])?;
     }
@@ -71,7 +72,7 @@ pub(super) fn jvp(op: &RmsNormRope, e: &Extents, x: &[&Tensor], x_dot: &[Option<
     check_wide(NAME, dtype, &[Some(x[1]), x_dot[1]])?;
     let (y, y_dot) = (Tensor::empty(x[0].shape(), dtype, device)?, Tensor::empty(x[0].shape(), dtype, device)?);
     let all = [Some(x[0]), Some(x[1]), x_dot[0], x_dot[1]];
-    if let Some(parts) = Parts::new(op, e, dtype, device, &all)? {
+    if let Some(parts) = Parts::new(op, e, dtype, device, &all, Plan::new)? {
         let launch = parts.launch(dtype, device, "jvp")?.tensor(&y).tensor(&y_dot);
         let launch = all.into_iter().fold(launch, |launch, t| launch.optional(t));
         parts.plan.run_with(parts.table(launch).real(op.eps), &[parts.head])?;
@@ -89,11 +90,11 @@ pub(super) fn vjp(
     let (dtype, device) = (y_bar.dtype(), y_bar.device());
     let (x, weight, kept) = (saved.input(0)?, saved.input(1)?, saved.kept(0)?);
     let x_bar = wanted[0].then(|| Tensor::empty(saved.shape(0), dtype, device)).transpose()?;
-    let Some(mut parts) = Parts::new(op, e, dtype, device, &[Some(x), Some(weight), Some(y_bar)])? else {
+    let all = [Some(x), Some(weight), Some(y_bar)];
+    let Some(parts) = Parts::new(op, e, dtype, device, &all, Plan::summing)? else {
         let zeros = || Tensor::zeros(saved.shape(1), dtype.wide(), device);
         return Ok(vec![x_bar, wanted[1].then(zeros)]);
     };
-    parts.plan = parts.plan.summing();
     let weight_bars = parts.plan.partials(wanted[1], dtype, device)?;
     let launch = parts.launch(dtype, device, "vjp")?.optional(x_bar.as_ref()).optional(weight_bars.as_ref());
     let launch = launch.tensor(y_bar).tensor(x).tensor(kept).tensor(weight);

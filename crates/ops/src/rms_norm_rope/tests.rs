@@ -35,7 +35,8 @@ fn every_rule_holds_on_random_shapes() {
 #[test]
 fn every_rule_holds_on_a_gpu() {
     // Heads of one pair, of pairs that no access of 16 bytes holds, and of such that it does.
-    for (seed, [b, l, heads, half]) in [[2, 3, 3, 1], [1, 37, 2, 3], [2, 5, 2, 8], [0, 2, 1, 2]].into_iter().enumerate() {
+    for (seed, [b, l, heads, half]) in [[2, 3, 3, 1], [1, 37, 2, 3], [2, 5, 2, 8], [0, 2, 1, 2]].into_iter().enumerate()
+    {
         for scope in [NormScope::Width, NormScope::Head] {
             for style in [None, Some(RopeStyle::Interleaved), Some(RopeStyle::HalfSplit)] {
                 let k = if style.is_some() { 2 * half } else { 2 * half + 1 };

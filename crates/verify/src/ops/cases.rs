@@ -8,8 +8,8 @@ use std::sync::Arc;
 use fewstep_diffusion::{Coefficient, Which, Wrapper};
 use fewstep_ops::{
     Activation, Add, Attention, Cast, CausalConv, ChannelNorm, Combine, Concat, Embedding, GatedResidual,
-    LayerNormAffine, LayerNormModulate, Linear, Multiply, NormScope, Padding, PatchOrder, Rearrange, RelativeAttention,
-    Reshape, RmsNormRope, Rope, RopeStyle, RopeTable, Scale, Slice, Span, TimeEmbedding, Upsample,
+    LayerNormAffine, LayerNormModulate, Linear, Mask, MaskedAttention, Multiply, NormScope, Padding, Pairs, PatchOrder,
+    Rearrange, RelativeAttention, Reshape, RmsNormRope, Rope, RopeStyle, RopeTable, Scale, Slice, Span, TimeEmbedding, Upsample,
 };
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device};
@@ -28,6 +28,7 @@ pub(super) fn all(device: Device) -> Vec<Case> {
         norms(),
         rms_norm_rope(),
         attention(),
+        masked_attention(),
         relative_attention(),
         convolutions(),
         shapes(),
@@ -237,6 +238,45 @@ fn attention() -> Vec<Case> {
     // As long as a host can follow.
     all.push(case([1, 3000, 3000, 1, 128, 128], None).large().only_half());
     all.push(case([1, 3001, 2999, 2, 64, 64], None).large().only_half());
+    all
+}
+
+/// Masks of every kind: added to scores, forbidding keys, of packed samples, and all at once. The first query of all may attend
+/// to nothing.
+fn masks([b, l, s, n]: [usize; 4], seed: u64) -> Vec<(&'static str, [usize; 3], Mask)> {
+    let uniform = |shape: [usize; 4], purpose| Stream::new(seed, Purpose::Check, purpose).uniform(0, shape.iter().product());
+    let bias = |shape: [usize; 4]| {
+        let value = |u: f64| if u < 0.1 { f32::NEG_INFINITY } else { (3.0 * u - 1.5) as f32 };
+        let mut values: Vec<f32> = uniform(shape, 50).into_iter().map(value).collect();
+        values[..shape[3]].fill(f32::NEG_INFINITY);
+        Pairs::new(shape, values).ok()
+    };
+    let allowed = |shape: [usize; 4]| {
+        Pairs::new(shape, uniform(shape, 51).into_iter().map(|u| u < 0.7).collect::<Vec<_>>()).ok()
+    };
+    let packed: Option<Arc<[[usize; 2]]>> = Some([[3, 5], [0, 2], [4, 0], [l, s]].into());
+    let rows = [1, l + 7, s + 7];
+    vec![
+        ("a bias", [b, l, s], Mask { bias: bias([1, n, l, s]), ..Mask::default() }),
+        ("keys allowed", [b, l, s], Mask { allowed: allowed([b, 1, 1, s]), ..Mask::default() }),
+        ("packed samples", rows, Mask { packed: packed.clone(), ..Mask::default() }),
+        ("all of a mask", rows, Mask { bias: bias([4, 1, l, s]), allowed: allowed([1, n, l, s]), packed }),
+    ]
+}
+
+fn masked_attention() -> Vec<Case> {
+    let mut all = Vec::new();
+    let extents = [([2, 19, 41, 2], [5, 9]), ([1, 17, 23, 2], [16, 8]), ([2, 130, 150, 2], [64, 64]), ([2, 70, 200, 2], [128, 128])];
+    for (i, (extents, [k, v])) in extents.into_iter().enumerate() {
+        let n = extents[3];
+        for (kind, [b, l, s], mask) in masks(extents, i as u64) {
+            let op = MaskedAttention { attention: Attention { heads: n, scale: None }, mask: Arc::new(mask) };
+            let name = format!("{kind}: B {b}, L {l}, S {s}, {n} heads of {k} and {v}");
+            // Rounding of probabilities, of what multiplies them and of the output, 2⁻⁹ each, and as much for the means.
+            let case = Case::new(op, &[&[b, l, n * k], &[b, s, n * k], &[b, s, n * v]]).off(4.0 / 512.0).named(name);
+            all.push(if i < 2 { case } else { case.large() });
+        }
+    }
     all
 }
 
