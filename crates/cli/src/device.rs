@@ -1,7 +1,8 @@
 //! The device that a command computes on.
 
-use fewstep_ops::Compute;
-use fewstep_tensor::Device;
+use fewstep_diffusion::{Predictor, TrigTime};
+use fewstep_ops::{Compute, Conditions, Grads, Network, Recompute};
+use fewstep_tensor::{DType, Device, Tensor};
 use fewstep_tensor::cuda::{cache_problem, gpu};
 
 use crate::args::DeviceArg;
@@ -22,15 +23,39 @@ pub fn open(device: DeviceArg) -> Result<Compute> {
     Ok(compute)
 }
 
-/// Makes ready the kernels that `pass` launches, several at a time: they take a while the first time. On a CPU there is nothing
-/// to do. The pass runs without computing anything.
+/// What a network will be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passes {
+    /// Predictions.
+    Forward,
+    /// Predictions, tangents and gradients.
+    All,
+}
+
+/// Makes ready the kernels that a network launches, several at a time: they take a while the first time. On a CPU there is
+/// nothing to do. `x` is a state of the shape to come; nothing is computed.
 ///
 /// # Errors
-/// If the pass fails, or a kernel does not compile.
-pub fn prepare<T>(compute: Compute, pass: impl FnOnce() -> Result<T>) -> Result<()> {
+/// If the network refuses the shape, or a kernel does not compile.
+pub fn prepare<N: Network>(
+    model: Predictor<'_, N>,
+    x: &[usize],
+    conditions: &Conditions,
+    (compute, passes): (Compute, Passes),
+) -> Result<()> {
     let Device::Cuda(_) = compute.device else { return Ok(()) };
     let gpu = gpu(compute.device)?;
-    let (ran, variants) = gpu.noting(pass);
+    let (x, t) = (Tensor::empty(x, DType::F64, compute.device)?, vec![TrigTime::NOISE; x[0]]);
+    let conditions = compute.conditions(conditions)?;
+    let (ran, variants) = gpu.noting(|| -> Result<()> {
+        model.velocity(&x, &t, &conditions)?;
+        if passes == Passes::All {
+            model.velocity_jvp((&x, &x), (&t, &vec![1.0; t.len()]), &conditions)?;
+            let tape = model.velocity_tape(&x, &t, &conditions, Recompute::Everything)?;
+            tape.backward(x.clone(), &mut Grads::new(model.params))?;
+        }
+        Ok(())
+    });
     ran?;
     let mut progress = Progress::new("Compiling", variants.len() as u64);
     gpu.prepare(&variants, |_| progress.advance(1))?;

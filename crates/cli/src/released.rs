@@ -14,6 +14,7 @@ use fewstep_tensor::{DType, Device, Tensor};
 use fewstep_text::{EmbeddingCache, WAN_NEGATIVE_PROMPT};
 
 use crate::args::{ModelParts, SamplerArg, SamplingArgs};
+use crate::device::{self, Passes};
 use crate::error::{Error, Result};
 use crate::model::{Role, description, located, no_transformer};
 use crate::settings::{StudentSampling, TeacherSampling};
@@ -129,6 +130,14 @@ impl Released {
             None => Experts::one(noisy),
             Some(rest) => Experts::two(noisy, self.boundary, expert_of(rest, self.guidance_2)),
         }
+    }
+
+    /// Compiles what samples of a shape launch.
+    ///
+    /// # Errors
+    /// If the network refuses the shape.
+    pub fn prepare(&self, shape: &[usize], conditions: &Conditions) -> Result<()> {
+        device::prepare(self.first.predictor(), shape, conditions, (self.compute, Passes::Forward))
     }
 
     /// Draws samples `[B, C, F, H, W]`, f32. `step` is told each finished step.

@@ -18,10 +18,12 @@ impl Buffer {
     /// If the device has no more.
     pub fn new(gpu: &Gpu, bytes: usize) -> Result<Buffer> {
         let (kind, what) = current();
+        let full = || Error::OutOfMemory { what, requested: bytes / 1_000_000, usage: gpu.usage() };
         let address = match bytes {
             0 => 0,
+            _ if !gpu.has_room(bytes) => return Err(full()),
             _ => gpu.driver().alloc(bytes).map_err(|refusal| match refusal {
-                Refusal::Full => Error::OutOfMemory { what, requested: bytes / 1_000_000, usage: gpu.usage() },
+                Refusal::Full => full(),
                 Refusal::Error(e) => e,
             })?,
         };

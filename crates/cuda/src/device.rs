@@ -39,6 +39,8 @@ struct Inner {
     driver: Box<dyn Driver>,
     account: Account,
     modules: RwLock<HashMap<Key, Loaded>>,
+    /// The most memory that may be in use.
+    limit: AtomicUsize,
     /// What would be launched, while nothing is.
     noted: Mutex<Option<Vec<Variant>>>,
 }
@@ -69,7 +71,7 @@ impl Gpu {
             EMULATED => Box::new(crate::emulated::Emulated::new()?),
             _ => Box::new(Nvidia::open(ordinal)?),
         };
-        let gpu = Gpu(Arc::new(Inner { driver, account: Account::default(), modules: RwLock::default(), noted: Mutex::default() }));
+        let gpu = Gpu(Arc::new(Inner { driver, account: Account::default(), modules: RwLock::default(), limit: usize::MAX.into(), noted: Mutex::default() }));
         open.insert(ordinal, gpu.clone());
         Ok(gpu)
     }
@@ -90,6 +92,15 @@ impl Gpu {
     /// Memory in use and the peak.
     pub fn usage(&self) -> Usage {
         Usage { total: self.properties().memory, ..self.0.account.usage() }
+    }
+
+    /// Lets no more memory be in use from now on, as if the device had no more.
+    pub fn limit_memory(&self, bytes: usize) {
+        self.0.limit.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        self.usage().live.saturating_add(bytes) <= self.0.limit.load(Ordering::Relaxed)
     }
 
     /// Starts a new measurement of the peak, from what is live now.

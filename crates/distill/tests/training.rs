@@ -18,6 +18,7 @@ use fewstep_distill::training::{Ending, Hooks, Keep, LoopConfig, MAY_DIFFER, Tra
 use fewstep_distill::{Error, Result};
 use fewstep_nn::wan::{Wan, WanConfig};
 use fewstep_ops::{Compute, Conditions, Network, Params};
+use fewstep_tensor::cuda::EMULATED;
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith};
 
@@ -327,4 +328,43 @@ fn zero_iterations_or_samples_are_refused_by_name() {
     assert!(refused(&|c| c.run.batch = 0).contains("run.batch"));
     assert!(refused(&|c| c.ema = 0.9).contains("ema") || refused(&|c| c.ema = 0.9).contains("relative"));
     assert!(refused(&|c| c.student.learning_rate = f64::NAN).contains("learning_rate"));
+}
+
+/// The same run on a device: three iterations of the student alone, then one with distribution matching and its fake score's.
+fn on(device: Device, dtype: DType, folder: &Path, start: Start, stop_after: Option<u64>) -> Result<Params> {
+    let mut config = distill_config(5);
+    (config.run.batch, config.run.accumulation, config.run.checkpoint_every) = (1, 1, 100);
+    let d = denoiser();
+    let compute = Compute { device, dtype };
+    let mut distiller = Distiller::new(config.clone(), &d, &CLEAN, weights(&d).to_dtype(dtype.wide()), reference(), compute)?;
+    train(&mut distiller, folder, start, &mut Quiet { stop_after, ..Quiet::default() }, &config)?;
+    distiller.sampling_weights()
+}
+
+#[test]
+fn on_a_gpu_in_f64_a_distillation_is_that_of_a_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |device, name: &str| on(device, DType::F64, &dir.path().join(name), Start::Fresh, None).unwrap();
+    let (cpu, gpu) = (run(Device::Cpu, "cpu"), run(EMULATED, "gpu"));
+    let before = weights(&denoiser());
+    for (i, (name, want)) in cpu.iter().enumerate() {
+        let (want, got, old) = (want.to_vec_f64(), gpu.tensors()[i].to_vec_f64(), before.tensors()[i].to_vec_f64());
+        assert!(want != old, "{name} moved");
+        // A gradient of rounding size alone moves by its share of eps; all others differ in the order of sums.
+        let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-9, "{name} is off by {worst:e}");
+    }
+}
+
+#[test]
+fn on_a_gpu_a_resumed_distillation_is_the_uninterrupted_one_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str, start, stop| on(EMULATED, DType::Bf16, &dir.path().join(name), start, stop).unwrap();
+    run("whole", Start::Fresh, None);
+    run("parts", Start::Fresh, Some(3));
+    run("parts", Start::Resume, None);
+    let whole = tensors(&dir.path().join("whole"), 5);
+    assert!(whole.len() > 3 && whole == tensors(&dir.path().join("parts"), 5));
+    let metrics = read_metrics(&dir.path().join("whole/metrics.jsonl")).unwrap();
+    assert!(metrics.iter().all(|r| r.values.iter().any(|(k, v)| k.starts_with("peak_gb/") && *v > 0.0)));
 }

@@ -11,7 +11,7 @@ use super::check_jvp::{check_model, precision};
 use super::teach::MODEL_FILE;
 use super::training::{Run, settings};
 use crate::args::DistillArgs;
-use crate::device;
+use crate::device::{self, Passes};
 use crate::error::{Error, Result};
 use crate::model::{Model, Role};
 use crate::settings::{DISTILL_PRESETS, DistillSettings};
@@ -36,6 +36,7 @@ pub fn run(args: &DistillArgs) -> Result<bool> {
     let teacher = Model::load_teacher(&s.teacher, s.heads, Compute::on(Device::Cpu))?;
     status!("Teacher", "{}: {} parameters", s.teacher, teacher.params.count());
     let source = example_source(&s.data, &s.teacher, teacher.network().config(), compute)?;
+    prepare(&teacher, compute, source.as_ref())?;
     if s.distill.method.is_continuous() && !args.no_check {
         check(&teacher, compute, source.as_ref(), s.distill.run.seed)?;
     }
@@ -62,6 +63,16 @@ pub fn run(args: &DistillArgs) -> Result<bool> {
         status!("Wrote", "{}", path.display());
     }
     Ok(false)
+}
+
+/// Compiles what a training launches.
+fn prepare(teacher: &Model, compute: Compute, source: &dyn ExampleSource) -> Result<()> {
+    if compute.device == Device::Cpu {
+        return Ok(());
+    }
+    let (examples, params) = (source.examples(0, 1)?, compute.weights(&teacher.params)?);
+    let model = Predictor { denoiser: &teacher.denoiser, params: &params };
+    device::prepare(model, examples.x_0.shape(), &examples.conditions, (compute, Passes::All))
 }
 
 /// Continuous-time consistency stands on the tangent: refuses to start where it is not the derivative.

@@ -56,6 +56,8 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         describe(model.role)
     );
 
+    let some = Conditions { text: text.narrow(0, 1)?, ..condition.clone() };
+    model.prepare(&[1, shape[0], shape[1], shape[2], shape[3]], &some)?;
     for (i, prompt) in texts.iter().enumerate() {
         let with = |text: Tensor| Conditions { text, ..condition.clone() };
         let conditions = (&with(text.narrow(i, 1)?), &with(negative.clone()));
