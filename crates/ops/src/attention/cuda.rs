@@ -15,11 +15,10 @@ const QUERIES: Source =
     Source::new("attention_queries", &[SAMPLES, PORTABLE, include_str!("portable_backward_queries.cu")]);
 const KEYS: Source = Source::new("attention_keys", &[SAMPLES, PORTABLE, include_str!("portable_backward_keys.cu")]);
 
-/// What `simple.cu` is written for: threads and rows of a block, columns of a part, rows of a block of δ.
+/// What `simple.cu` is written for: threads and rows of a block, and columns of a part.
 const SIMPLE_THREADS: usize = 128;
 const SIMPLE_ROWS: usize = 16;
 const SIMPLE_COLUMNS: usize = 128;
-const SIMPLE_DELTAS: usize = 4;
 /// The same of the kernel of δ in `portable_backward_queries.cu`, and to how many rows a sample's statistics are padded.
 const DELTA_THREADS: usize = 256;
 const DELTA_ROWS: usize = 8;
@@ -283,9 +282,8 @@ impl Backward<'_> {
     fn simple(&self, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
         let (call, e) = (&self.call, self.call.e);
         let delta = call.statistics(self.log_sum_exp.shape())?;
-        let launch = call.launch(&SIMPLE, "attention_delta", call.masks.queries.div_ceil(SIMPLE_DELTAS))?;
-        let launch = launch.threads(SIMPLE_THREADS).tensor(&self.y).tensor(&self.x[3]).tensor(&delta);
-        call.masks.pass_starts(launch).size(e.l).size(e.v).size(e.n * e.v).size(e.n * e.v).run()?;
+        let launch = call.simple("attention_delta", [call.masks.queries, 1])?;
+        self.rest(self.inputs(launch, &self.log_sum_exp, &delta), &[]).run()?;
         let bar = |i: usize| -> Result<Tensor> {
             let x_bar = call.empty(self.x[i].shape())?;
             let rows = [call.masks.queries, call.masks.keys, call.masks.keys][i];

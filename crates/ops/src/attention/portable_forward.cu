@@ -263,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
 
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
-            float shrink[2], shift[2];
+            float shrink[2], shift[2] = {0.0f, 0.0f};
 #pragma unroll
             for (int half = 0; half < 2; half++)
                 soften(p[t], h[t], state, t, half, unit, (float)scale, shrink[half], shift[half]);
@@ -272,6 +272,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
             if (SCORES_MOVE && (shift[0] != 0.0f || shift[1] != 0.0f))
                 recentre(o[t], o_dot[t], p[t], h[t], state, t, shift, (float)scale);
         }
+        warp_barrier();
         accumulate(o, o_dot, p, h, v_lane + stage * V_TILE * (1 + V_DOT));
     }
 

@@ -1,7 +1,7 @@
 // y = softmax(scale·q·kᵀ + bias)·v with its tangent and cotangents, for any width and element, without tensor cores.
 //
 // q [B, L, N, K], k [B, S, N, K], v [B, S, N, V], tokens `*_stride` elements apart (a tangent as its primal) → y [B, L, N, V],
-// log-sum-exp and δ = Σ ȳ·y [B, N, L] in the accumulator, as are all sums. With `starts_q`, `starts_k` [B + 1] the samples lie one
+// log-sum-exp and δ [B, N, L] in the accumulator, as are all sums. With `starts_q`, `starts_k` [B + 1] the samples lie one
 // after another, [total, N, ·] and [N, total].
 //
 // A block of four warps computes 16 rows of COLUMNS columns, grid [⌈rows / 16⌉ · ⌈columns / COLUMNS⌉, N, B]; a warp has four rows,
@@ -139,19 +139,45 @@ extern "C" __global__ void __launch_bounds__(128) attention_forward(
     }
 }
 
-/// δ: grid [⌈L / 4⌉, N, B], a warp a row.
-extern "C" __global__ void __launch_bounds__(128) attention_delta(const T* y, const T* y_bar, A* deltas,
-                                                                 const int* starts_q, i64 l, i64 value, i64 y_stride,
-                                                                 i64 y_bar_stride) {
-    const Rows queries = rows_of(blockIdx.z, l, starts_q);
-    const i64 row = blockIdx.x * (i64)4 + warp_id();
-    if (row >= queries.count) return;
-    const Operand Y(y, y_stride, queries.first, value), Y_bar(y_bar, y_bar_stride, queries.first, value);
-    A sum = 0;
-    for (i64 i = lane_id(); i < value; i += WARP)
-        sum += widen(Y.first[row * y_stride + i]) * widen(Y_bar.first[row * y_bar_stride + i]);
-    sum = warp_sum(sum);
-    if (lane_id() == 0) deltas[statistics_row(l, starts_q) + row] = sum;
+/// p = exp(s − log-sum-exp) from q·k; 0 where a query may not attend to a key, or there is no such row.
+__device__ __forceinline__ A probability(A product, i64 row, i64 key, const Rows& queries, const Rows& keys,
+                                         const Mask<A>& mask, const A* log_sum_exp, A scale) {
+    A added = 0;
+    const bool in = row < queries.count && key < keys.count && mask.allows((int)row, (int)key, added);
+    const A total = in ? log_sum_exp[row] : A(-INFINITE);
+    return total == -INFINITE ? A(0) : exponential(fma_rn(product, scale, added) - total);
+}
+
+/// δ = Σ p·(ȳ·vᵀ) over the keys, a part of one column. (ȳ·y would know y as rounded, an error that all keys share.)
+extern "C" __global__ void __launch_bounds__(128) attention_delta(
+    const T* q, const T* k, const T* v, const T* y_bar, const A* log_sum_exp, A* deltas, const A* bias, i64 bias_sample,
+    i64 bias_head, i64 bias_row, const unsigned char* allowed, i64 allowed_sample, i64 allowed_head, i64 allowed_row,
+    const int* starts_q, const int* starts_k, i64 l, i64 s, i64 head, i64 value, i64 q_stride, i64 k_stride,
+    i64 v_stride, i64 y_bar_stride, double scale) {
+    __shared__ A x_piece[ROWS][32], y_piece[LANES][33];
+    const Rows queries = rows_of(blockIdx.z, l, starts_q), keys = rows_of(blockIdx.z, s, starts_k);
+    const i64 first = blockIdx.x * (i64)ROWS;
+    if (first >= queries.count) return;
+    const Operand Q(q, q_stride, queries.first, head), K(k, k_stride, keys.first, head);
+    const Operand V(v, v_stride, keys.first, value), Y_bar(y_bar, y_bar_stride, queries.first, value);
+    const Mask<A> mask(bias, bias_sample, bias_head, bias_row, allowed, allowed_sample, allowed_head, allowed_row);
+    const i64 statistics = statistics_row(l, starts_q);
+
+    A sum[OWN] = {};
+    for (i64 first_key = 0; first_key < keys.count; first_key += LANES) {
+        A p[OWN] = {}, p_bar[OWN] = {};
+        dot(p, Q, first, queries.count, K, first_key, keys.count, head, x_piece, y_piece);
+        dot(p_bar, Y_bar, first, queries.count, V, first_key, keys.count, value, x_piece, y_piece);
+        for (int r = 0; r < OWN; r++) {
+            const i64 row = first + warp_id() * OWN + r, key = first_key + lane_id();
+            sum[r] += p_bar[r] * probability(p[r], row, key, queries, keys, mask, log_sum_exp + statistics, A(scale));
+        }
+    }
+    for (int r = 0; r < OWN; r++) {
+        const i64 row = first + warp_id() * OWN + r;
+        const A total = warp_sum(sum[r]);
+        if (row < queries.count && lane_id() == 0) deltas[statistics + row] = total;
+    }
 }
 
 /// One cotangent, p = exp(s − log-sum-exp), s̄ = p·(ȳ·vᵀ − δ):
@@ -187,11 +213,8 @@ extern "C" __global__ void __launch_bounds__(128) attention_backward(
         for (int r = 0; r < OWN; r++) {
             const i64 own = first + warp_id() * OWN + r, other = first_other + lane_id();
             const i64 row = which == 0 ? own : other, key = which == 0 ? other : own;
-            A added = 0;
-            const bool in = row < queries.count && key < keys.count && mask.allows((int)row, (int)key, added);
-            const A total = in ? log_sum_exp[statistics + row] : -INFINITE;
-            A weight = total == -INFINITE ? A(0) : exponential(fma_rn(p[r], A(scale), added) - total);
-            if (which != 2 && in) weight *= p_bar[r] - deltas[statistics + row];
+            A weight = probability(p[r], row, key, queries, keys, mask, log_sum_exp + statistics, A(scale));
+            if (which != 2 && row < queries.count) weight *= p_bar[r] - deltas[statistics + row];
             weights[warp_id() * OWN + r][lane_id()] = weight;
         }
         spread(o, weights, which == 2 ? Y_bar : Y, first_other, others.count, column, width, y_piece);
