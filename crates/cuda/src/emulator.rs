@@ -1,4 +1,5 @@
-//! Runs portable kernels on the host: their very source, compiled by the system's C++ compiler behind `emulator.h`.
+//! Runs portable kernels on the host: their very source, compiled by the system's C++ compiler behind a stand-in for
+//! the device (`emulator/*.h`; `device.h` says what it catches).
 //!
 //! For tests, where no GPU is at hand. Kernels run to their end within [`Emulator::launch`], one launch at a time in a
 //! process. What a kernel does wrong comes back as an error that names kernel, block, thread and source line.
@@ -10,15 +11,18 @@ use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use compiler::Compiler;
-use memory::Memory;
+use compiler::{Compiler, OWN};
+use memory::{Memory, Region};
 
 /// Why a kernel was not emulated.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EmulatorError {
-    #[error("no C++ compiler to emulate kernels with: {command} did not start ({source}). Install g++, or name one in CXX")]
+    #[error(
+        "no C++ compiler to emulate kernels with: {command} did not start ({source}). Install g++, or name one in CXX"
+    )]
     NoCompiler { command: String, source: std::io::Error },
     #[error("the kernels of {name} do not compile for the host:\n{log}")]
     Compile { name: String, log: String },
@@ -41,7 +45,8 @@ pub(crate) enum EmulatorError {
 
 pub(crate) type Result<T> = std::result::Result<T, EmulatorError>;
 
-type Run = unsafe extern "C" fn(*const c_uint, *const c_uint, usize, *mut *mut c_void, *mut c_char, usize) -> c_int;
+type Run =
+    unsafe extern "C" fn(*mut Host, *const c_uint, *const c_uint, usize, *mut *mut c_void, *mut c_char, usize) -> c_int;
 
 /// Of one kernel: its entry and its number of parameters.
 #[derive(Clone, Copy)]
@@ -55,18 +60,9 @@ pub(crate) struct Library {
     name: String,
     path: PathBuf,
     entries: HashMap<String, Entry>,
-    /// Where the last error arose: the address at fault, and the code's offset in the library.
-    fault: *const u64,
-    code: *const u64,
-    /// Keeps what the pointers above point into.
+    /// Keeps the code that the entries point into.
     _loaded: libloading::Library,
 }
-
-// SAFETY: the pointers are to the loaded library's own variables and functions, which live as long as the value, and are
-// used under the lock of `launch` alone.
-unsafe impl Send for Library {}
-// SAFETY: as above.
-unsafe impl Sync for Library {}
 
 /// A device that is the host.
 #[derive(Debug)]
@@ -75,10 +71,23 @@ pub(crate) struct Emulator {
     memory: Memory,
 }
 
-/// One launch at a time: the fibres' stacks and the handler of faults belong to the process.
-static LAUNCH: Mutex<()> = Mutex::new(());
-/// The fibres' stacks, made by the first library that is loaded.
-static STACKS: OnceLock<usize> = OnceLock::new();
+/// What all loaded libraries have in common: `Host` of `state.h`.
+#[repr(C)]
+#[derive(Debug)]
+struct Host {
+    stacks: *mut c_char,
+    epoch: u64,
+    regions: *const Region,
+    n_regions: u64,
+    code: u64,
+}
+
+// SAFETY: the stacks belong to the process, and the regions are set anew for every launch.
+unsafe impl Send for Host {}
+
+/// Locked for a launch: the handler of faults belongs to the process, too.
+static HOST: Mutex<Host> =
+    Mutex::new(Host { stacks: ptr::null_mut(), epoch: 0, regions: ptr::null(), n_regions: 0, code: 0 });
 const ERROR_BYTES: usize = 1024;
 
 impl Emulator {
@@ -123,63 +132,71 @@ impl Emulator {
         let failed = |source| EmulatorError::Load { path: path.clone(), source };
         // SAFETY: the library is this module's own making; its initialisers only set constants.
         let loaded = unsafe { libloading::Library::new(&path) }.map_err(failed)?;
-        // SAFETY (of all symbols): their types are those that `emulator.h` and `EMULATE` give them.
-        let stacks = *unsafe { loaded.get::<unsafe extern "C" fn(*mut c_void) -> *mut c_void>(c"fewstep_emulator_stacks") }.map_err(failed)?;
-        let shared = STACKS.get_or_init(|| {
-            // SAFETY: null asks for new stacks, which are never given back.
-            unsafe { stacks(std::ptr::null_mut()) as usize }
-        });
-        // SAFETY: the address came from the same function, of this library or of one like it; null asks again.
-        unsafe { stacks(*shared as *mut c_void) };
         let mut entries = HashMap::new();
         for kernel in kernels {
+            // SAFETY: the type is the one that `EMULATE` gives the function.
             let run = *unsafe { loaded.get::<Run>(format!("fewstep_emulate_{kernel}\0")) }.map_err(failed)?;
-            let parameters = *unsafe { loaded.get::<*const u64>(format!("fewstep_parameters_{kernel}\0")) }.map_err(failed)?;
-            entries.insert(kernel, Entry { run, parameters: unsafe { *parameters } as usize });
+            // SAFETY: as above; a constant of the library, which stays loaded.
+            let parameters =
+                unsafe { **loaded.get::<*const u64>(format!("fewstep_parameters_{kernel}\0")).map_err(failed)? };
+            entries.insert(kernel, Entry { run, parameters: parameters as usize });
         }
-        let fault = *unsafe { loaded.get::<*const u64>(c"fewstep_emulator_fault") }.map_err(failed)?;
-        let code = *unsafe { loaded.get::<*const u64>(c"fewstep_emulator_code") }.map_err(failed)?;
-        Ok(Arc::new(Library { name: name.into(), path, entries, fault, code, _loaded: loaded }))
+        Ok(Arc::new(Library { name: name.into(), path, entries, _loaded: loaded }))
     }
 
     /// Runs a kernel to its end; `args` point to the values of its parameters.
     ///
     /// # Errors
-    /// If there is no such kernel, or it does what it must not: see `emulator.h`.
-    pub fn launch(&self, library: &Library, kernel: &str, grid: [u32; 3], threads: u32, shared: usize, args: &mut [*mut c_void]) -> Result<()> {
+    /// If there is no such kernel, or it does what it must not: see `device.h`.
+    pub fn launch(
+        &self,
+        library: &Library,
+        kernel: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: usize,
+        args: &mut [*mut c_void],
+    ) -> Result<()> {
         let Some(entry) = library.entries.get(kernel) else {
             let mut known: Vec<String> = library.entries.keys().cloned().collect();
             known.sort();
             return Err(EmulatorError::NoKernel { name: library.name.clone(), kernel: kernel.into(), known });
         };
         if entry.parameters != args.len() {
-            return Err(EmulatorError::Arguments { kernel: kernel.into(), expected: entry.parameters, got: args.len() });
+            return Err(EmulatorError::Arguments {
+                kernel: kernel.into(),
+                expected: entry.parameters,
+                got: args.len(),
+            });
         }
         let block = [threads, 1, 1];
         let mut error = [0 as c_char; ERROR_BYTES];
-        let _one_at_a_time = LAUNCH.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the entry reads three words each of grid and block and as many arguments as there are, each a pointer to a
-        // value at least as wide as its parameter; it writes at most ERROR_BYTES, the last of them 0.
+        let mut host = HOST.lock().unwrap_or_else(PoisonError::into_inner);
+        let regions = self.memory.regions();
+        (host.regions, host.n_regions) = (regions.as_ptr(), regions.len() as u64);
+        // SAFETY: the entry uses the host, whose regions outlive the call, under its lock; it reads three words each of grid and
+        // block and as many arguments as there are, each a pointer to a value at least as wide as its parameter; it writes at
+        // most ERROR_BYTES, the last of them 0.
         let failed = unsafe {
-            (entry.run)(grid.as_ptr(), block.as_ptr(), shared, args.as_mut_ptr(), error.as_mut_ptr(), ERROR_BYTES) != 0
+            (entry.run)(
+                &mut *host,
+                grid.as_ptr(),
+                block.as_ptr(),
+                shared,
+                args.as_mut_ptr(),
+                error.as_mut_ptr(),
+                ERROR_BYTES,
+            ) != 0
         };
-        if failed {
-            // SAFETY: the entry ends its message with a 0.
-            let mut message = unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned();
-            // SAFETY: variables of the loaded library, which nothing writes outside of a launch.
-            let (fault, code) = unsafe { (*library.fault, *library.code) };
-            if let Some(buffer) = self.memory.near(fault) {
-                message += &format!(", {buffer}");
-            }
-            if let Some(line) = library.line(code) {
-                message += &format!(" ({line})");
-            }
-            return Err(EmulatorError::Kernel(message));
+        if !failed {
+            return Ok(());
         }
-        match self.memory.damaged() {
-            Some(buffer) => Err(EmulatorError::Kernel(format!("{kernel}: wrote {buffer}"))),
-            None => Ok(()),
+        // SAFETY: the entry ends its message with a 0.
+        let mut message = unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned();
+        if let Some(line) = library.line(host.code) {
+            message += &format!(" ({line})");
         }
+        Err(EmulatorError::Kernel(message))
     }
 }
 
@@ -189,11 +206,11 @@ impl Library {
         if code == 0 {
             return None;
         }
-        let output = Command::new("addr2line").arg("-i").arg("-e").arg(&self.path).arg(format!("{code:#x}")).output().ok()?;
+        let output =
+            Command::new("addr2line").arg("-i").arg("-e").arg(&self.path).arg(format!("{code:#x}")).output().ok()?;
         let lines = String::from_utf8_lossy(&output.stdout).into_owned();
-        let own = |line: &&str| !line.contains("emulator.h:") && !line.contains('?');
-        let line = lines.lines().find(own)?.split(" (").next()?;
-        Some(line.rsplit('/').next()?.to_string())
+        let place = |line: &'_ str| line.rsplit('/').next()?.split(" (").next().map(str::to_string);
+        lines.lines().filter_map(place).find(|place| !place.starts_with(OWN) && !place.contains('?'))
     }
 }
 

@@ -1,8 +1,8 @@
 // What every kernel is written with: element types, 16-byte accesses, reductions, tensor-core and copy primitives.
 //
 // A kernel source is this text followed by its own, compiled with ELEMENT defined as bf16, float or double. Kernels touch
-// the machine through the names below alone, so that the same source runs on a host, where `emulator.h` stands in for the
-// part between the two marks.
+// the machine through the names below alone, so that the same source runs on a host, where `emulator/device.h`
+// stands in for the part between the two marks.
 
 typedef unsigned short u16;
 typedef unsigned int u32;

@@ -136,3 +136,48 @@ impl Learner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use fewstep_ops::{Init, ParamSpec};
+    use fewstep_tensor::cuda::EMULATED;
+    use fewstep_tensor::{DType, Tensor};
+
+    use super::*;
+
+    /// A matrix, and a gain that stays wide. Without gradients only the decay moves them.
+    fn learner(device: Device) -> Learner {
+        let spec =
+            |name: &str, shape: &[usize], init, wide| ParamSpec { name: name.into(), shape: shape.into(), init, wide };
+        let specs: Arc<[ParamSpec]> =
+            [spec("w", &[30, 40], Init::Normal(1.0), false), spec("gain", &[40], Init::Ones, true)].into();
+        let params = Params::init(&specs, 1, DType::F32, Device::Cpu).unwrap().to(device, DType::F32).unwrap();
+        let config = AdamWConfig { learning_rate: 0.1, weight_decay: 1.0, warmup_steps: 0, ..AdamWConfig::default() };
+        Learner::new("student", params, Compute::on(device), config, Some(PowerProfile::new(0.1).unwrap())).unwrap()
+    }
+
+    fn values(params: &Params) -> Vec<Vec<f64>> {
+        params.tensors().iter().map(Tensor::to_vec_f64).collect()
+    }
+
+    #[test]
+    fn a_network_on_a_gpu_computes_with_the_masters_of_the_host_rounded_after_every_step() {
+        let (mut here, mut there) = (learner(Device::Cpu), learner(EMULATED));
+        for k in 0..3 {
+            let dtypes: Vec<DType> = there.params().tensors().iter().map(Tensor::dtype).collect();
+            assert_eq!(dtypes, [DType::Bf16, DType::F32]);
+            let rounded: Vec<Vec<f64>> =
+                here.params().tensors().iter().zip(dtypes).map(|(t, dtype)| t.to_dtype(dtype).to_vec_f64()).collect();
+            assert_eq!(values(there.params()), rounded, "before step {k}");
+            assert_eq!(values(&there.averaged().unwrap()), values(&here.averaged().unwrap()));
+            for learner in [&mut here, &mut there] {
+                let before = values(&learner.params);
+                let grads = Grads::new(&learner.params);
+                assert!(matches!(learner.update(grads, k, 1.0).unwrap(), Step::Taken(_)));
+                assert_ne!(values(&learner.params), before);
+            }
+        }
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! For random inputs of given shapes it checks: the primal of `jvp` is `forward` bit for bit; `jvp` agrees with
 //! central differences; ⟨ȳ, Jẋ⟩ = ⟨Jᵀȳ, ẋ⟩; a missing tangent is a zero tangent; `jvp` is linear in the tangent;
-//! `vjp` returns just what is wanted; and the same op in f32 agrees with f64.
+//! `vjp` returns just what is wanted; and every rule of the same op in f32 agrees with f64.
 
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith};
@@ -17,6 +17,54 @@ const DIFFERENCE_TOLERANCE: f64 = 1e-8;
 const ROUNDING_TOLERANCE: f64 = 1e-11;
 /// Bound on f32 against f64 relative to the largest value: ε_f32 = 6·10⁻⁸ over sums of a few hundred terms.
 const SINGLE_TOLERANCE: f64 = 1e-5;
+
+/// The error that came nearest to its bound, and the bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Margin {
+    /// The error, relative to what its bound is relative to.
+    pub error: f64,
+    /// What is allowed.
+    pub allowed: f64,
+}
+
+impl Margin {
+    /// Whether the error is within the bound; NaN is not.
+    pub fn holds(&self) -> bool {
+        self.error <= self.allowed
+    }
+
+    /// The one of two that is nearer to its bound, or beyond it.
+    pub fn nearer(self, other: Margin) -> Margin {
+        let share = |m: &Margin| if m.holds() { m.error / m.allowed.max(f64::MIN_POSITIVE) } else { f64::INFINITY };
+        if share(&other) > share(&self) || self.allowed == 0.0 && self.holds() { other } else { self }
+    }
+}
+
+/// Bounds that are held one after another; the nearest is kept.
+#[derive(Default)]
+struct Claims {
+    nearest: Margin,
+}
+
+impl Claims {
+    /// Holds an error against its bound: says what is wrong where it passes it.
+    fn hold(&mut self, error: f64, allowed: f64) -> Option<String> {
+        let margin = Margin { error, allowed };
+        self.nearest = self.nearest.nearer(margin);
+        (!margin.holds()).then(|| format!("off by {error:e} where {allowed:e} is allowed"))
+    }
+
+    /// Holds the largest difference, relative to max|want| or to `scale` where that is larger.
+    fn near(&mut self, got: &Tensor, want: &Tensor, tolerance: f64, scale: f64) -> Option<String> {
+        if got.shape() != want.shape() {
+            return Some(format!("shape {:?} against {:?}", got.shape(), want.shape()));
+        }
+        let pairs = got.to_vec_f64().into_iter().zip(want.to_vec_f64());
+        let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |m: f64, d| if d > m || d.is_nan() { d } else { m });
+        let scale = scale.max(max_abs(want)).max(f64::MIN_POSITIVE);
+        self.hold(worst / scale, tolerance).map(|e| format!("{e}, at scale {scale:e}"))
+    }
+}
 
 /// Normal inputs of the given shapes, one sample of the stream each.
 ///
@@ -40,19 +88,47 @@ pub fn check(op: &dyn Op, shapes: &[&[usize]], seed: u64) -> std::result::Result
     check_at(op, &x, seed)
 }
 
-/// Proves an op at these f64 inputs.
+/// Proves an op at these f64 inputs, and in f32.
 ///
 /// # Errors
 /// The first claim that fails, with the seed.
 pub fn check_at(op: &dyn Op, x: &[Tensor], seed: u64) -> std::result::Result<(), String> {
-    let shapes: Vec<Vec<usize>> = x.iter().map(|t| t.shape().to_vec()).collect();
-    claims(op, x, seed)
-        .and_then(|failed| failed.map_or(Ok(()), |claim| Err(Error::input(op.name(), "the claim to hold", claim))))
-        .map_err(|e| format!("{e}; op {op:?}, shapes {shapes:?}, seed {seed}"))
+    check_double(op, x, seed)?;
+    check_single(op, x, seed).map(drop)
 }
 
-/// Runs every claim; `Some` names the first that fails.
-fn claims(op: &dyn Op, x: &[Tensor], seed: u64) -> Result<Option<String>> {
+/// Proves the rules of an op at these f64 inputs.
+///
+/// # Errors
+/// The first claim that fails, with the seed.
+pub fn check_double(op: &dyn Op, x: &[Tensor], seed: u64) -> std::result::Result<Margin, String> {
+    proof(op, x, seed, double_precision)
+}
+
+/// Proves that every rule of an op in f32 is the same in f64, at these f64 inputs.
+///
+/// # Errors
+/// The first claim that fails, with the seed.
+pub fn check_single(op: &dyn Op, x: &[Tensor], seed: u64) -> std::result::Result<Margin, String> {
+    proof(op, x, seed, single_precision)
+}
+
+fn proof(
+    op: &dyn Op,
+    x: &[Tensor],
+    seed: u64,
+    run: impl FnOnce(&dyn Op, &[Tensor], u64, &mut Claims) -> Result<Option<String>>,
+) -> std::result::Result<Margin, String> {
+    let shapes: Vec<Vec<usize>> = x.iter().map(|t| t.shape().to_vec()).collect();
+    let mut claims = Claims::default();
+    run(op, x, seed, &mut claims)
+        .and_then(|failed| failed.map_or(Ok(()), |claim| Err(Error::input(op.name(), "the claim to hold", claim))))
+        .map_err(|e| format!("{e}; op {op:?}, shapes {shapes:?}, seed {seed}"))?;
+    Ok(claims.nearest)
+}
+
+/// Runs every claim in f64; `Some` names the first that fails.
+fn double_precision(op: &dyn Op, x: &[Tensor], seed: u64, claims: &mut Claims) -> Result<Option<String>> {
     let refs: Vec<&Tensor> = x.iter().collect();
     let shapes: Vec<&[usize]> = x.iter().map(Tensor::shape).collect();
     let (u, v) = (draw(seed, 1, &shapes)?, draw(seed, 2, &shapes)?);
@@ -68,21 +144,18 @@ fn claims(op: &dyn Op, x: &[Tensor], seed: u64) -> Result<Option<String>> {
         return Ok(Some("the primal of jvp is forward, bit for bit".into()));
     }
     let ju = tangent(&dual);
-    if let Some(e) = differs(&ju, &central_difference(op, x, &u)?, DIFFERENCE_TOLERANCE, max_abs(&output.y)) {
+    if let Some(e) = claims.near(&ju, &central_difference(op, x, &u)?, DIFFERENCE_TOLERANCE, max_abs(&output.y)) {
         return Ok(Some(format!("jvp is the central difference: {e}")));
     }
-    if let Some(e) = zero_tangents(op, &refs, &u)? {
+    if let Some(e) = zero_tangents(op, &refs, &u, claims)? {
         return Ok(Some(e));
     }
     let mixed = u.iter().zip(&v).map(|(u, v)| mix(1.5, u, -0.5, v)).collect::<Result<Vec<_>>>()?;
     let want = mix(1.5, &ju, -0.5, &tangent(&jvp(&v)?))?;
-    if let Some(e) = differs(&tangent(&jvp(&mixed)?), &want, ROUNDING_TOLERANCE, max_abs(&ju)) {
+    if let Some(e) = claims.near(&tangent(&jvp(&mixed)?), &want, ROUNDING_TOLERANCE, max_abs(&ju)) {
         return Ok(Some(format!("jvp is linear in the tangent: {e}")));
     }
-    if let Some(e) = adjoint(op, &refs, &output, &y_bar, &u, &ju)? {
-        return Ok(Some(e));
-    }
-    single_precision(op, x, &u, &output.y, &ju)
+    adjoint(op, &refs, &output, &y_bar, (&u, &ju), claims)
 }
 
 /// What an op says that it makes, from shapes, is what it makes.
@@ -109,8 +182,8 @@ fn adjoint(
     x: &[&Tensor],
     output: &crate::Output,
     y_bar: &Tensor,
-    u: &[Tensor],
-    ju: &Tensor,
+    (u, ju): (&[Tensor], &Tensor),
+    claims: &mut Claims,
 ) -> Result<Option<String>> {
     let saved = Saved::of(op, x, output);
     let all = op.vjp(&saved, y_bar, &vec![true; x.len()])?;
@@ -134,11 +207,11 @@ fn adjoint(
             return Ok(Some(format!("the cotangent of input {i} does not depend on what else is wanted")));
         }
     }
-    let failed = (left - right).abs() > ROUNDING_TOLERANCE * scale;
-    Ok(failed.then(|| format!("⟨ȳ, Jẋ⟩ = ⟨Jᵀȳ, ẋ⟩: {left:e} against {right:e}")))
+    let failed = claims.hold((left - right).abs() / scale.max(f64::MIN_POSITIVE), ROUNDING_TOLERANCE);
+    Ok(failed.map(|e| format!("⟨ȳ, Jẋ⟩ = ⟨Jᵀȳ, ẋ⟩: {left:e} against {right:e}, {e}")))
 }
 
-fn zero_tangents(op: &dyn Op, x: &[&Tensor], u: &[Tensor]) -> Result<Option<String>> {
+fn zero_tangents(op: &dyn Op, x: &[&Tensor], u: &[Tensor], claims: &mut Claims) -> Result<Option<String>> {
     let zeros: Vec<Tensor> = x.iter().map(|t| Tensor::zeros(t.shape(), t.dtype(), t.device())).collect();
     for missing in 0..1usize << x.len().min(6) {
         let gone = |i: usize| missing >> i & 1 == 1;
@@ -148,28 +221,42 @@ fn zero_tangents(op: &dyn Op, x: &[&Tensor], u: &[Tensor]) -> Result<Option<Stri
         if bits(&a.primal) != bits(&b.primal) {
             return Ok(Some("the primal does not depend on which tangents are missing".into()));
         }
-        if let Some(e) = differs(&tangent(&a), &tangent(&b), ROUNDING_TOLERANCE, max_abs(&tangent(&b))) {
+        if let Some(e) = claims.near(&tangent(&a), &tangent(&b), ROUNDING_TOLERANCE, 0.0) {
             return Ok(Some(format!("a missing tangent is a zero tangent (missing set {missing:b}): {e}")));
         }
     }
     Ok(None)
 }
 
-fn single_precision(op: &dyn Op, x: &[Tensor], u: &[Tensor], y: &Tensor, ju: &Tensor) -> Result<Option<String>> {
+/// Forward, tangent and cotangents of the same op in f32.
+fn single_precision(op: &dyn Op, x: &[Tensor], seed: u64, claims: &mut Claims) -> Result<Option<String>> {
+    let shapes: Vec<&[usize]> = x.iter().map(Tensor::shape).collect();
+    let u = draw(seed, 1, &shapes)?;
     let narrow = |t: &[Tensor]| t.iter().map(|t| t.to_dtype(DType::F32)).collect::<Vec<_>>();
-    let (x32, u32) = (narrow(x), narrow(u));
-    let refs: Vec<&Tensor> = x32.iter().collect();
-    let dual = op.jvp(&refs, &u32.iter().map(Some).collect::<Vec<_>>())?;
-    let y32 = op.forward(&refs)?.y;
-    if bits(&dual.primal) != bits(&y32) {
+    let (x32, u32) = (narrow(x), narrow(&u));
+    let (refs, refs32): (Vec<&Tensor>, Vec<&Tensor>) = (x.iter().collect(), x32.iter().collect());
+    let (output, output32) = (op.forward(&refs)?, op.forward(&refs32)?);
+    let (y, ju) = (&output.y, tangent(&op.jvp(&refs, &u.iter().map(Some).collect::<Vec<_>>())?));
+    let dual = op.jvp(&refs32, &u32.iter().map(Some).collect::<Vec<_>>())?;
+    if bits(&dual.primal) != bits(&output32.y) {
         return Ok(Some("in f32 the primal of jvp is forward, bit for bit".into()));
     }
-    if let Some(e) = differs(&y32.to_dtype(DType::F64), y, SINGLE_TOLERANCE, max_abs(y)) {
+    if let Some(e) = claims.near(&output32.y, y, SINGLE_TOLERANCE, 0.0) {
         return Ok(Some(format!("forward in f32 is forward in f64: {e}")));
     }
-    let t32 = tangent(&dual).to_dtype(DType::F64);
-    let failed = differs(&t32, ju, 10.0 * SINGLE_TOLERANCE, max_abs(ju) + max_abs(y));
-    Ok(failed.map(|e| format!("jvp in f32 is jvp in f64: {e}")))
+    if let Some(e) = claims.near(&tangent(&dual), &ju, 10.0 * SINGLE_TOLERANCE, max_abs(&ju) + max_abs(y)) {
+        return Ok(Some(format!("jvp in f32 is jvp in f64: {e}")));
+    }
+    let (y_bar, all) = (draw(seed, 3, &[y.shape()])?.remove(0), vec![true; x.len()]);
+    let bars = op.vjp(&Saved::of(op, &refs, &output), &y_bar, &all)?;
+    let bars32 = op.vjp(&Saved::of(op, &refs32, &output32), &y_bar.to_dtype(output32.y.dtype()), &all)?;
+    for (i, (bar, bar32)) in bars.iter().zip(&bars32).enumerate() {
+        let (Some(bar), Some(bar32)) = (bar, bar32) else { continue };
+        if let Some(e) = claims.near(bar32, bar, 10.0 * SINGLE_TOLERANCE, max_abs(&y_bar)) {
+            return Ok(Some(format!("the cotangent of input {i} in f32 is that in f64: {e}")));
+        }
+    }
+    Ok(None)
 }
 
 /// (−f(x+2h) + 8f(x+h) − 8f(x−h) + f(x−2h)) / 12h along u.
@@ -207,17 +294,6 @@ fn dot(a: &Tensor, b: &Tensor) -> f64 {
 
 fn max_abs(t: &Tensor) -> f64 {
     t.to_vec_f64().iter().fold(0.0, |m, x| m.max(x.abs()))
-}
-
-/// The largest difference relative to max|want| (or `scale`, if larger) when it passes the tolerance; NaN never does.
-fn differs(got: &Tensor, want: &Tensor, tolerance: f64, scale: f64) -> Option<String> {
-    if got.shape() != want.shape() {
-        return Some(format!("shape {:?} against {:?}", got.shape(), want.shape()));
-    }
-    let pairs = got.to_vec_f64().into_iter().zip(want.to_vec_f64());
-    let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |m: f64, d| if d > m || d.is_nan() { d } else { m });
-    let scale = scale.max(max_abs(want)).max(f64::MIN_POSITIVE);
-    (worst.is_nan() || worst > tolerance * scale).then(|| format!("off by {worst:e} at scale {scale:e}"))
 }
 
 /// An op whose rules run on another device, with inputs and outputs on the host: what proves an op there is the same suite.
@@ -280,6 +356,19 @@ pub fn check_on(device: Device, op: &dyn Op, shapes: &[&[usize]], seed: u64) -> 
     check(&Elsewhere { op, device }, shapes, seed)
 }
 
+/// What outputs in bf16 may be off, in relative L2 norm.
+#[derive(Clone, Copy, Debug)]
+pub enum Tolerance<'a> {
+    /// Each by so much.
+    Of(f64),
+    /// Each by twice what the outputs of this op are off, which rounds to bf16 what an unfused computation keeps, and at
+    /// least by one rounding of its own. Its rules take and give f64 on the host.
+    TwiceThatOf(&'a dyn Op),
+}
+
+/// Half a unit of the 8 bits of a bf16.
+pub const BF16_ROUNDING: f64 = 1.0 / 256.0;
+
 /// Proves the rules of an op in bf16 on a device: each output differs from that of the same op in f64 on the host, at the
 /// same rounded inputs, by at most `tolerance` in relative L2 norm, and the primal of `jvp` is `forward` bit for bit. The
 /// inputs in `wide` are f32. Inputs have means and outliers.
@@ -293,16 +382,59 @@ pub fn check_half(
     tolerance: f64,
     seed: u64,
 ) -> std::result::Result<(), String> {
-    let failed = half(device, op, (shapes, wide), tolerance, seed).map_err(|e| e.to_string())?;
-    failed.map_or(Ok(()), |claim| Err(format!("{claim}; op {op:?} in bf16 on {device}, shapes {shapes:?}, seed {seed}")))
+    check_half_against([&Elsewhere { op, device }, op], (shapes, wide), Tolerance::Of(tolerance), seed).map(drop)
+}
+
+/// As [`check_half`], of an op that is another one in f64: the op in bf16, whose inputs and outputs are on the host, and that
+/// in f64.
+///
+/// # Errors
+/// The first rule that fails, with its error.
+pub fn check_half_against(
+    [there, op]: [&dyn Op; 2],
+    (shapes, wide): (&[&[usize]], &[usize]),
+    tolerance: Tolerance<'_>,
+    seed: u64,
+) -> std::result::Result<Margin, String> {
+    let mut claims = Claims::default();
+    let failed = half([there, op], (shapes, wide), tolerance, seed, &mut claims).map_err(|e| e.to_string())?;
+    match failed {
+        Some(claim) => Err(format!("{claim}; in bf16, op {there:?}, shapes {shapes:?}, seed {seed}")),
+        None => Ok(claims.nearest),
+    }
+}
+
+/// What the three rules of an op give, by name.
+struct Ruled {
+    dual: Dual,
+    y: Tensor,
+    bars: Vec<Option<Tensor>>,
+}
+
+impl Ruled {
+    fn of(op: &dyn Op, x: &[Tensor], u: &[Tensor], seed: u64) -> Result<Self> {
+        let x: Vec<&Tensor> = x.iter().collect();
+        let output = op.forward(&x)?;
+        let dual = op.jvp(&x, &u.iter().map(Some).collect::<Vec<_>>())?;
+        // Rounded for every dtype alike.
+        let y_bar = draw(seed, 2, &[output.y.shape()])?.remove(0).to_dtype(DType::Bf16).to_dtype(output.y.dtype());
+        let bars = op.vjp(&Saved::of(op, &x, &output), &y_bar, &vec![true; x.len()])?;
+        Ok(Ruled { dual, y: output.y, bars })
+    }
+
+    fn outputs(self) -> Vec<(String, Option<Tensor>)> {
+        let tangent = tangent(&self.dual);
+        let bars = self.bars.into_iter().enumerate().map(|(i, bar)| (format!("the cotangent of input {i}"), bar));
+        [("forward".to_string(), Some(self.y)), ("jvp".to_string(), Some(tangent))].into_iter().chain(bars).collect()
+    }
 }
 
 fn half(
-    device: Device,
-    op: &dyn Op,
+    [there, op]: [&dyn Op; 2],
     (shapes, wide): (&[&[usize]], &[usize]),
-    tolerance: f64,
+    tolerance: Tolerance<'_>,
     seed: u64,
+    claims: &mut Claims,
 ) -> Result<Option<String>> {
     let dtype = |i: usize| if wide.contains(&i) { DType::F32 } else { DType::Bf16 };
     let rounded = |purpose| -> Result<(Vec<Tensor>, Vec<Tensor>)> {
@@ -311,29 +443,30 @@ fn half(
         let exact = narrow.iter().map(|t| t.to_dtype(DType::F64)).collect();
         Ok((narrow, exact))
     };
-    let there = Elsewhere { op, device };
     let ((x, x64), (u, u64)) = (rounded(0)?, rounded(1)?);
-    let (x, x64): (Vec<&Tensor>, Vec<&Tensor>) = (x.iter().collect(), x64.iter().collect());
-    let (u, u64): (Vec<_>, Vec<_>) = (u.iter().map(Some).collect(), u64.iter().map(Some).collect());
-    let (got, want) = (there.forward(&x)?, op.forward(&x64)?);
-    let (dual, dual64) = (there.jvp(&x, &u)?, op.jvp(&x64, &u64)?);
-    if bits(&dual.primal) != bits(&got.y) {
+    let got = Ruled::of(there, &x, &u, seed)?;
+    if bits(&got.dual.primal) != bits(&got.y) {
         return Ok(Some("the primal of jvp is forward, bit for bit".into()));
     }
-    let y_bar = draw(seed, 2, &[got.y.shape()])?.remove(0).to_dtype(got.y.dtype());
-    let all = vec![true; x.len()];
-    let bars = there.vjp(&Saved::of(op, &x, &got), &y_bar, &all)?;
-    let bars64 = op.vjp(&Saved::of(op, &x64, &want), &y_bar.to_dtype(DType::F64), &all)?;
-    let mut pairs = vec![("forward".into(), got.y, want.y), ("jvp".into(), tangent(&dual), tangent(&dual64))];
-    for (i, (bar, bar64)) in bars.into_iter().zip(bars64).enumerate() {
-        if let (Some(bar), Some(bar64)) = (bar, bar64) {
-            pairs.push((format!("the cotangent of input {i}"), bar, bar64));
+    let want = Ruled::of(op, &x64, &u64, seed)?.outputs();
+    let allowed: Vec<f64> = match tolerance {
+        Tolerance::Of(tolerance) => vec![tolerance; want.len()],
+        Tolerance::TwiceThatOf(unfused) => {
+            let unfused = Ruled::of(unfused, &x64, &u64, seed)?.outputs();
+            let off = |((_, a), (_, b)): (&(String, Option<Tensor>), &(String, Option<Tensor>))| match (a, b) {
+                (Some(a), Some(b)) => (2.0 * relative_l2(a, b)).max(BF16_ROUNDING),
+                _ => BF16_ROUNDING,
+            };
+            unfused.iter().zip(&want).map(off).collect()
+        }
+    };
+    for (((what, got), (_, want)), allowed) in got.outputs().iter().zip(&want).zip(allowed) {
+        let (Some(got), Some(want)) = (got, want) else { continue };
+        if let Some(e) = claims.hold(relative_l2(got, want), allowed) {
+            return Ok(Some(format!("{what} is {e}")));
         }
     }
-    Ok(pairs.iter().find_map(|(what, got, want)| {
-        let e = relative_l2(got, want);
-        (e.is_nan() || e > tolerance).then(|| format!("{what} is off by {e:e} where {tolerance:e} is allowed"))
-    }))
+    Ok(None)
 }
 
 /// Shifts a tensor and lets every 97th element stand out.
@@ -342,8 +475,8 @@ fn uneven(t: Tensor) -> Result<Tensor> {
     Ok(Tensor::from_vec(moved.collect::<Vec<f64>>(), t.shape())?)
 }
 
-/// ‖got − want‖₂/‖want‖₂; the absolute norm where want is zero.
-fn relative_l2(got: &Tensor, want: &Tensor) -> f64 {
+/// ‖got − want‖₂/‖want‖₂; the absolute norm where want is zero; NaN where shapes differ.
+pub fn relative_l2(got: &Tensor, want: &Tensor) -> f64 {
     if got.shape() != want.shape() {
         return f64::NAN;
     }

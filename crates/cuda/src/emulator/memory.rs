@@ -1,6 +1,7 @@
-//! Buffers between pages that no one may touch.
+//! Buffers between pages that no one may touch, each with a shadow that holds who touched its bytes last.
 
 use std::collections::BTreeMap;
+use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{EmulatorError, Result};
@@ -10,23 +11,56 @@ const GUARD: usize = 1 << 20;
 /// Alignment of buffers, in bytes.
 const ALIGNMENT: usize = 16;
 const PAGE: usize = 1 << 16;
-/// Bytes before a buffer that are looked at after a launch.
-const MARGIN: usize = 256;
+/// Bytes of shadow for each 16 bytes: `Shadow` of `state.h`.
+const SHADOW: usize = 260;
 /// What fresh memory holds: a NaN of every type.
 const FRESH: u8 = 0xff;
 
-#[derive(Clone, Copy, Debug)]
-struct Buffer {
-    bytes: usize,
-    /// The whole mapping, guards included.
-    mapped: (usize, usize),
+/// Memory that kernels may touch: `Region` of `state.h`.
+#[repr(C)]
+#[derive(Debug)]
+pub(super) struct Region {
+    start: u64,
+    bytes: u64,
+    shadow: *mut c_void,
 }
 
-impl Buffer {
-    /// The first and last addresses that may be touched, the buffer and what alignment leaves around it.
-    fn open(&self) -> (usize, usize) {
-        (self.mapped.0 + GUARD, self.mapped.0 + self.mapped.1 - GUARD)
+/// A mapping of its own.
+#[derive(Debug)]
+struct Mapping {
+    start: usize,
+    bytes: usize,
+}
+
+impl Mapping {
+    /// Zeros, of which the first and last `guard` bytes are not to be touched.
+    fn new(bytes: usize, guard: usize) -> Option<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: new private memory, at an address of the system's choice, that overlaps no other.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        let mapping = Mapping { start: start as usize, bytes };
+        // SAFETY: within the memory just mapped.
+        let opened = unsafe { libc::mprotect(start.byte_add(guard), bytes - 2 * guard, protection) };
+        (opened == 0).then_some(mapping)
     }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, and buffers in it are no longer known.
+        unsafe { libc::munmap(self.start as *mut c_void, self.bytes) };
+    }
+}
+
+#[derive(Debug)]
+struct Buffer {
+    bytes: usize,
+    shadow: Mapping,
+    _mapping: Mapping,
 }
 
 /// All live buffers by address.
@@ -44,33 +78,28 @@ impl Memory {
         }
         let full = || EmulatorError::Full { bytes };
         let room = bytes.checked_next_multiple_of(PAGE).ok_or_else(full)?;
-        let mapped = room.checked_add(2 * GUARD).ok_or_else(full)?;
-        // SAFETY: a new private mapping, at an address of the system's choice, that overlaps no other.
-        let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), mapped, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
-        };
-        if start == libc::MAP_FAILED {
-            return Err(full());
-        }
-        // SAFETY: within the mapping just made; opened before it is written.
-        unsafe {
-            let open = start.byte_add(GUARD);
-            if libc::mprotect(open, room, libc::PROT_READ | libc::PROT_WRITE) != 0 {
-                libc::munmap(start, mapped);
-                return Err(full());
-            }
-            open.cast::<u8>().write_bytes(FRESH, room);
-        }
-        let address = start as usize + GUARD + room - bytes.next_multiple_of(ALIGNMENT);
-        self.buffers().insert(address, Buffer { bytes, mapped: (start as usize, mapped) });
+        let shadow = (room / 16).checked_mul(SHADOW).and_then(|bytes| Mapping::new(bytes, 0)).ok_or_else(full)?;
+        let mapping = Mapping::new(room + 2 * GUARD, GUARD).ok_or_else(full)?;
+        let open = mapping.start + GUARD;
+        // SAFETY: the open part of the new mapping.
+        unsafe { (open as *mut u8).write_bytes(FRESH, room) };
+        let address = open + room - bytes.next_multiple_of(ALIGNMENT);
+        self.buffers().insert(address, Buffer { bytes, shadow, _mapping: mapping });
         Ok(address as u64)
     }
 
     pub fn free(&self, address: u64) {
-        if let Some(buffer) = self.buffers().remove(&(address as usize)) {
-            // SAFETY: the mapping is this buffer's own, and the buffer is no longer known.
-            unsafe { libc::munmap(buffer.mapped.0 as *mut _, buffer.mapped.1) };
-        }
+        self.buffers().remove(&(address as usize));
+    }
+
+    /// All live buffers by address.
+    pub fn regions(&self) -> Vec<Region> {
+        let region = |(&start, buffer): (&usize, &Buffer)| Region {
+            start: start as u64,
+            bytes: buffer.bytes as u64,
+            shadow: buffer.shadow.start as *mut c_void,
+        };
+        self.buffers().iter().map(region).collect()
     }
 
     pub fn write(&self, to: u64, from: &[u8]) -> Result<()> {
@@ -90,37 +119,11 @@ impl Memory {
     fn within(&self, address: u64, bytes: usize) -> Result<MutexGuard<'_, BTreeMap<usize, Buffer>>> {
         let buffers = self.buffers();
         let at = address as usize;
-        let fits = |(start, buffer): (&usize, &Buffer)| at - start <= buffer.bytes && bytes <= buffer.bytes - (at - start);
+        let fits =
+            |(start, buffer): (&usize, &Buffer)| at - start <= buffer.bytes && bytes <= buffer.bytes - (at - start);
         match bytes == 0 || buffers.range(..=at).next_back().is_some_and(fits) {
             true => Ok(buffers),
             false => Err(EmulatorError::Outside { address, bytes }),
         }
-    }
-
-    /// The buffer in whose guards an address lies, in words.
-    pub fn near(&self, address: u64) -> Option<String> {
-        let at = address as usize;
-        let buffers = self.buffers();
-        let (start, buffer) = buffers.iter().find(|(_, b)| (b.mapped.0..b.mapped.0 + b.mapped.1).contains(&at))?;
-        Some(place(at, *start, buffer))
-    }
-
-    /// A buffer with a byte beside it that a kernel wrote, in words.
-    pub fn damaged(&self) -> Option<String> {
-        let buffers = self.buffers();
-        buffers.iter().find_map(|(&start, buffer)| {
-            let (first, last) = buffer.open();
-            let beside = [(first.max(start.saturating_sub(MARGIN)), start), (start + buffer.bytes, last)];
-            // SAFETY: the open part of a live mapping, all of it initialised; launches and buffers are locked.
-            let written = |(from, to)| (from..to).find(|&at| unsafe { *(at as *const u8) } != FRESH);
-            beside.into_iter().find_map(written).map(|at| place(at, start, buffer))
-        })
-    }
-}
-
-fn place(at: usize, start: usize, buffer: &Buffer) -> String {
-    match at < start {
-        true => format!("{} bytes before a buffer of {}", start - at, buffer.bytes),
-        false => format!("byte {} of a buffer of {}", at - start, buffer.bytes),
     }
 }

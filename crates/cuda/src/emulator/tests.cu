@@ -93,8 +93,9 @@ extern "C" __global__ void copies(const uint4* x, uint4* y) {
 extern "C" __global__ void fresh(u32* y) {
     __shared__ float fixed[32];
     DYNAMIC_SHARED(bytes);
-    y[2 * threadIdx.x] = as_bits(fixed[threadIdx.x]);
-    y[2 * threadIdx.x + 1] = ((u32*)bytes)[threadIdx.x];
+    u32 at = 2 * (blockIdx.x * blockDim.x + threadIdx.x);
+    y[at] = as_bits(fixed[threadIdx.x]);
+    y[at + 1] = ((u32*)bytes)[threadIdx.x];
     barrier();
     fixed[threadIdx.x] = 0;
     ((u32*)bytes)[threadIdx.x] = 0;
@@ -107,6 +108,18 @@ extern "C" __global__ void swap_in_a_warp(u32* y) {
     y[threadIdx.x] = x[31 - threadIdx.x];
 }
 
+// Neighbouring bytes are different threads', words and packs all of theirs.
+extern "C" __global__ void accesses_of_all_widths(u32* y) {
+    __shared__ __align__(16) unsigned char x[128];
+    x[threadIdx.x] = (unsigned char)threadIdx.x;
+    barrier();
+    if (threadIdx.x < 32) y[threadIdx.x] = ((u32*)x)[threadIdx.x];
+    barrier();
+    if (threadIdx.x < 8) ((uint4*)x)[threadIdx.x] = uint4{threadIdx.x, 1, 2, 3};
+    barrier();
+    y[32 + threadIdx.x] = x[threadIdx.x];
+}
+
 extern "C" __global__ void many_collectives(u32* y) {
     u32 x = threadIdx.x;
     for (int i = 0; i < 10000; i++) {
@@ -116,6 +129,8 @@ extern "C" __global__ void many_collectives(u32* y) {
     y[threadIdx.x] = x;
 }
 
+extern "C" __global__ void index(u32* y) { y[threadIdx.x] = threadIdx.x; }
+
 // --- wrong ------------------------------------------------------------------------------------------------------------
 
 extern "C" __global__ void reads_past_the_end(const u32* x, u32* y) {
@@ -124,6 +139,11 @@ extern "C" __global__ void reads_past_the_end(const u32* x, u32* y) {
 }
 extern "C" __global__ void writes_past_the_end(u32* y) { y[threadIdx.x + 1] = 0; }
 extern "C" __global__ void writes_before_the_start(u32* y) { y[-1] = 0; }
+extern "C" __global__ void writes_far_away(u32* y) { y[(i64)1 << 40] = 0; }
+extern "C" __global__ void copies_past_the_end(const uint4* x, uint4* y) {
+    __shared__ uint4 held[32];
+    copy_async16(held + threadIdx.x, x + threadIdx.x, true);
+}
 extern "C" __global__ void leaves_dynamic_shared(u32* y) {
     DYNAMIC_SHARED(bytes);
     bytes[threadIdx.x * 4] = 0;
@@ -139,7 +159,7 @@ extern "C" __global__ void misaligned(u32* y) { *(uint4*)(y + 1) = uint4{0, 0, 0
 extern "C" __global__ void overflows(const int* x, int* y) { y[0] = x[0] * 65536; }
 extern "C" __global__ void recurses(const u32* x, u32* y) {
     struct Deep {
-        static u32 sum(const u32* x, u32 n) {
+        static __device__ u32 sum(const u32* x, u32 n) {
             volatile u32 room[64];
             room[n % 64] = x[0];
             return n == 0 ? 0 : sum(x, n - 1) + room[n % 64];
@@ -168,8 +188,67 @@ extern "C" __global__ void overwrites_what_is_read(u32* y) {
         y[threadIdx.x] = x;
     }
 }
+extern "C" __global__ void races_in_a_buffer(u32* y) {
+    y[threadIdx.x] = threadIdx.x;
+    y[63 - threadIdx.x] += 1;
+}
+extern "C" __global__ void races_between_blocks(u32* y) { y[0] = blockIdx.x; }
+extern "C" __global__ void overwrites_what_a_block_reads(u32* y) {
+    if (blockIdx.x == 0) y[0] = y[1];
+    else y[1] = 0;
+}
+extern "C" __global__ void passes_through_a_buffer(u32* y) {
+    u32* own = y + blockIdx.x * blockDim.x;
+    own[threadIdx.x] = threadIdx.x;
+    barrier();
+    u32 x = own[63 - threadIdx.x];
+    barrier();
+    own[threadIdx.x] = x;
+}
+// Thread 0 writes a word, or reads it if which[2], thread 1 writes byte which[0] of 8, the byte first if which[1].
+extern "C" __global__ void writes_a_byte_of_a_word(const u32* which, u32* y) {
+    __shared__ u64 x[4];
+    x[threadIdx.x] = 0;
+    barrier();
+    for (u32 turn = 0; turn < 2; turn++) {
+        if (turn == which[1] && threadIdx.x == 0) {
+            if (which[2]) y[0] = ((u32*)x)[0];
+            else ((u32*)x)[0] = 1;
+        }
+        if (turn != which[1] && threadIdx.x == 1) ((unsigned char*)x)[which[0]] = 1;
+        shuffle(0, 0);
+    }
+}
+// Bytes 13 to 16, of which thread 16 writes the last.
+extern "C" __global__ void reads_across_words(u32* y) {
+    __shared__ __align__(16) unsigned char x[32];
+    x[threadIdx.x] = (unsigned char)threadIdx.x;
+    barrier();
+    if (threadIdx.x == 16) x[16] = 0;
+    if (threadIdx.x == 0) __builtin_memcpy(y, x + 13, 4);
+}
+// All read, then thread who[0] writes; the warp meets in between if who[1].
+extern "C" __global__ void one_writes_what_all_read(const u32* who, u32* y) {
+    __shared__ u32 x;
+    if (threadIdx.x == 0) x = 0;
+    barrier();
+    y[threadIdx.x] = x;
+    if (who[1]) warp_barrier();
+    if (threadIdx.x == who[0]) x = 1;
+}
+extern "C" __global__ void copies_over_what_is_read(const uint4* x, uint4* y) {
+    __shared__ uint4 held[64];
+    held[threadIdx.x] = x[threadIdx.x];
+    barrier();
+    y[threadIdx.x] = held[63 - threadIdx.x];
+    copy_async16(held + threadIdx.x, x + threadIdx.x, true);
+    copy_async_commit();
+    barrier();
+    copy_async_wait<0>();
+}
 extern "C" __global__ void forgets_to_wait(const uint4* x, uint4* y) {
     __shared__ uint4 held[32];
+    held[threadIdx.x] = x[threadIdx.x];
     copy_async16(held + threadIdx.x, x + threadIdx.x, true);
     copy_async_commit();
     barrier();

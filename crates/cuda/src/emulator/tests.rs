@@ -54,7 +54,11 @@ fn words(n: u32) -> Vec<u32> {
 
 /// bf16 tiles of moderate numbers, two elements a word, and their values.
 fn tile(n: u32, seed: u32) -> (Vec<u32>, Vec<f64>) {
-    let elements: Vec<u32> = words(n + seed).split_off(seed as usize).iter().map(|w| (w >> 16 & 0x807f) | (0x3e80 + (w >> 3 & 0x180))).collect();
+    let elements: Vec<u32> = words(n + seed)
+        .split_off(seed as usize)
+        .iter()
+        .map(|w| (w >> 16 & 0x807f) | (0x3e80 + (w >> 3 & 0x180)))
+        .collect();
     let values = elements.iter().map(|e| f64::from(f32::from_bits(e << 16))).collect();
     (elements.chunks(2).map(|e| e[0] | e[1] << 16).collect(), values)
 }
@@ -112,7 +116,20 @@ fn sums_and_maxima_are_those_of_the_values() {
 
 #[test]
 fn bf16_is_the_nearest_even() {
-    let special = [0x0000_0000, 0x8000_0000, 0x3f80_8000, 0x3f81_8000, 0x3f80_8001, 0x7f7f_ffff, 0x7f80_0000, 0xff80_0000, 1, 0x0000_8000, 0x7f80_0001, NAN];
+    let special = [
+        0x0000_0000,
+        0x8000_0000,
+        0x3f80_8000,
+        0x3f81_8000,
+        0x3f80_8001,
+        0x7f7f_ffff,
+        0x7f80_0000,
+        0xff80_0000,
+        1,
+        0x0000_8000,
+        0x7f80_0001,
+        NAN,
+    ];
     let x: Vec<u32> = special.into_iter().chain(words(1012)).collect();
     let y = run("rounded", (1, 1024, 0), &[&x], 2048).unwrap();
     let nearest = |bits: u32| {
@@ -141,7 +158,8 @@ fn bf16_is_the_nearest_even() {
 #[test]
 fn arithmetic_is_rounded_once_and_never_contracted() {
     let x = 1.0 + 2f32.powi(-13);
-    let y = run("arithmetic", (1, 1, 0), &[&[0x8000_0001, 6, 2.5f32.to_bits(), x.to_bits(), (-1.0f32).to_bits()]], 6).unwrap();
+    let y = run("arithmetic", (1, 1, 0), &[&[0x8000_0001, 6, 2.5f32.to_bits(), x.to_bits(), (-1.0f32).to_bits()]], 6)
+        .unwrap();
     assert_eq!(y[0], 3);
     assert!((f32::from_bits(y[1]) - 2.5f32.exp2()).abs() <= 2.0 * 4.0 * f32::EPSILON);
     assert_eq!(y[2], 0);
@@ -171,8 +189,8 @@ fn a_copy_that_is_not_waited_for_is_nan() {
 
 #[test]
 fn fresh_memory_is_nan_in_every_block() {
-    // Blocks write the same buffer, and the last of them finds what the first found.
-    assert_eq!(run("fresh", (2, 32, 128), &[], 64).unwrap(), [NAN; 64]);
+    // The second block finds what the first found.
+    assert_eq!(run("fresh", (2, 32, 128), &[], 128).unwrap(), [NAN; 128]);
     let address = EMULATOR.alloc(7).unwrap();
     let mut bytes = [0; 7];
     EMULATOR.read(address, &mut bytes).unwrap();
@@ -186,6 +204,27 @@ fn a_warp_barrier_orders_a_warp() {
 }
 
 #[test]
+fn bytes_of_a_word_are_apart() {
+    let y = run("accesses_of_all_widths", (1, 128, 0), &[], 160).unwrap();
+    assert_eq!(y[..32], (0..32).map(|i| 0x0302_0100 + 0x0404_0404 * i).collect::<Vec<u32>>());
+    assert_eq!(
+        y[32..],
+        (0..128).map(|i| if i % 4 > 0 { 0 } else { [i / 16, 1, 2, 3][i as usize % 16 / 4] }).collect::<Vec<u32>>()
+    );
+    says(&defect("reads_across_words", (1, 32, 0), &[], 1), &["race: ", "static shared memory"]);
+    for case in 0..32 {
+        let (byte, byte_first, reads) = (case / 4, case / 2 % 2, case % 2);
+        match run("writes_a_byte_of_a_word", (1, 2, 0), &[&[byte, byte_first, reads]], 1) {
+            Ok(_) => assert!(byte >= 4),
+            Err(e) => {
+                says(&e.to_string(), &["race: ", "of static shared memory"]);
+                assert!(byte < 4);
+            }
+        }
+    }
+}
+
+#[test]
 fn many_collectives_pass() {
     assert_eq!(run("many_collectives", (1, 128, 0), &[], 128).unwrap(), (0..128).collect::<Vec<u32>>());
 }
@@ -194,27 +233,52 @@ fn many_collectives_pass() {
 fn an_access_outside_of_a_buffer_is_named() {
     let x = words(60);
     let got = defect("reads_past_the_end", (1, 61, 0), &[&x], 61);
-    says(&got, &["reads_past_the_end: block (0, 0, 0), thread (60, 0, 0)", "reads", "byte 240 of a buffer of 240"]);
-    says(&got, &["(tests.cu:"]);
-    let got = defect("writes_past_the_end", (3, 32, 0), &[], 32);
-    says(&got, &["writes_past_the_end: block (0, 0, 0), thread (31, 0, 0)", "writes", "byte 128 of a buffer of 128"]);
-    // Too close to the end for a guard, and a start behind which there is room.
-    says(&defect("writes_past_the_end", (1, 31, 0), &[], 31), &["writes_past_the_end: wrote byte 124 of a buffer of 124"]);
-    says(&defect("writes_before_the_start", (1, 1, 0), &[], 32), &["writes_before_the_start: wrote 4 bytes before a buffer of 128"]);
+    says(
+        &got,
+        &["reads_past_the_end: block (0, 0, 0), thread (60, 0, 0): reads byte 240 of a buffer of 240 (tests.cu:"],
+    );
+    let got = defect("writes_past_the_end", (1, 32, 0), &[], 32);
+    says(
+        &got,
+        &["writes_past_the_end: block (0, 0, 0), thread (31, 0, 0): writes byte 128 of a buffer of 128 (tests.cu:"],
+    );
+    // Where no page ends.
+    says(
+        &defect("writes_past_the_end", (1, 31, 0), &[], 31),
+        &["thread (30, 0, 0): writes byte 124 of a buffer of 124"],
+    );
+    says(
+        &defect("writes_before_the_start", (1, 1, 0), &[], 32),
+        &["thread (0, 0, 0): writes 4 bytes before a buffer of 128"],
+    );
+    says(&defect("writes_far_away", (1, 1, 0), &[], 32), &["writes 0x", "which is no memory of a kernel"]);
+    says(
+        &defect("copies_past_the_end", (1, 32, 0), &[&words(126)], 1),
+        &["thread (31, 0, 0): reads byte 504 of a buffer of 504"],
+    );
 }
 
 #[test]
 fn an_access_outside_of_shared_memory_is_named() {
-    says(&defect("leaves_dynamic_shared", (1, 33, 128), &[], 33), &["byte 128 of dynamic shared memory was written, which has 128"]);
-    says(&defect("leaves_dynamic_shared", (1, 257, 1024), &[], 257), &["thread (256, 0, 0): writes byte 1024 of dynamic shared memory, which has 1024"]);
+    says(
+        &defect("leaves_dynamic_shared", (1, 33, 128), &[], 33),
+        &["thread (32, 0, 0): writes byte 128 of dynamic shared memory, which has 128"],
+    );
+    says(
+        &defect("leaves_dynamic_shared", (1, 257, 1024), &[], 257),
+        &["thread (256, 0, 0): writes byte 1024 of dynamic shared memory, which has 1024"],
+    );
     assert!(run("leaves_dynamic_shared", (1, 256, 1024), &[], 256).is_ok());
-    says(&defect("leaves_an_array", (1, 32, 0), &[&[1]], 32), &["thread (31, 0, 0)", "tests.cu:", "index outside of the array"]);
+    says(
+        &defect("leaves_an_array", (1, 32, 0), &[&[1]], 32),
+        &["thread (31, 0, 0)", "tests.cu:", "index outside of the array"],
+    );
     assert!(run("leaves_an_array", (1, 32, 0), &[&[0]], 32).is_ok());
 }
 
 #[test]
 fn undefined_arithmetic_and_alignment_are_named() {
-    says(&defect("misaligned", (1, 1, 0), &[], 32), &["tests.cu:", "misaligned address"]);
+    says(&defect("misaligned", (1, 1, 0), &[], 32), &["misaligned address", "tests.cu:"]);
     says(&defect("overflows", (1, 1, 0), &[&[65536]], 1), &["tests.cu:", "signed product overflows"]);
     assert_eq!(run("overflows", (1, 1, 0), &[&[7]], 1).unwrap(), [7 << 16]);
     says(&defect("recurses", (1, 1, 0), &[&[1]], 1), &["overflows its stack"]);
@@ -225,21 +289,61 @@ fn races_on_shared_memory_are_named() {
     says(&defect("races_in_a_block", (1, 64, 0), &[], 64), &["race", "byte", "static shared memory", "tests.cu:"]);
     says(&defect("races_in_a_warp", (1, 32, 0), &[], 32), &["race"]);
     says(&defect("overwrites_what_is_read", (1, 64, 0), &[], 64), &["thread (40, 0, 0)", "race: writes"]);
+    says(&defect("copies_over_what_is_read", (1, 64, 0), &[&words(256)], 256), &["race"]);
+    // Whoever it is, in whatever order the others ran.
+    for (who, threads, warp_meets) in (0..32).flat_map(|who| [(who, 32, 0), (who + 32, 64, 0), (who + 32, 64, 1)]) {
+        says(&defect("one_writes_what_all_read", (1, threads, 0), &[&[who, warp_meets]], 64), &["race"]);
+    }
     says(&defect("waits_but_meets_nobody", (1, 32, 0), &[&words(128)], 128), &["race"]);
 }
 
 #[test]
+fn races_on_buffers_are_named() {
+    says(&defect("races_in_a_buffer", (1, 64, 0), &[], 64), &["race", "byte", "of a buffer of 256", "tests.cu:"]);
+    says(
+        &defect("races_between_blocks", (2, 1, 0), &[], 1),
+        &[
+            "block (1, 0, 0), thread (0, 0, 0): race: writes byte 0 of a buffer of 4, which thread 0 of another block wrote",
+        ],
+    );
+    says(
+        &defect("overwrites_what_a_block_reads", (2, 1, 0), &[], 2),
+        &["race: writes byte 4 of a buffer of 8, which thread 0 of another block read"],
+    );
+    // One launch after another, or a barrier between.
+    assert!(run("races_between_blocks", (1, 1, 0), &[], 1).is_ok());
+    assert_eq!(
+        run("passes_through_a_buffer", (2, 64, 0), &[], 128).unwrap()[..64],
+        (0..64).rev().collect::<Vec<u32>>()
+    );
+}
+
+#[test]
 fn copies_go_to_shared_memory_only() {
-    says(&defect("copies_to_what_is_not_shared", (1, 1, 0), &[&words(4)], 4), &["copy_async16", "is not in shared memory"]);
+    says(
+        &defect("copies_to_what_is_not_shared", (1, 1, 0), &[&words(4)], 4),
+        &["copy_async16", "is not in shared memory"],
+    );
 }
 
 #[test]
 fn collectives_that_threads_miss_are_named() {
-    says(&defect("some_miss_the_barrier", (1, 64, 0), &[], 64), &["thread (40, 0, 0): divergence: waits at warp_barrier while thread 32 waits at barrier"]);
-    says(&defect("some_return_early", (1, 64, 0), &[], 64), &["thread (31, 0, 0): divergence: waits at barrier, but thread 63 has returned"]);
-    says(&defect("lanes_return_early", (1, 32, 0), &[], 32), &["waits at shuffle, but thread 7 of its warp has returned"]);
+    says(
+        &defect("some_miss_the_barrier", (1, 64, 0), &[], 64),
+        &["thread (40, 0, 0): divergence: waits at warp_barrier while thread 32 waits at barrier"],
+    );
+    says(
+        &defect("some_return_early", (1, 64, 0), &[], 64),
+        &["thread (31, 0, 0): divergence: waits at barrier, but thread 63 has returned"],
+    );
+    says(&defect("lanes_return_early", (1, 32, 0), &[], 32), &["waits at shuffle, but thread 7 has returned"]);
     says(&defect("lanes_diverge", (1, 32, 0), &[], 32), &["divergence", "mma_bf16", "warp_barrier"]);
     says(&defect("shuffles_from_nobody", (1, 20, 0), &[], 20), &["shuffle from lane", "of a warp of 20 threads"]);
+}
+
+#[test]
+fn a_kernel_may_have_a_name_of_the_host() {
+    assert_eq!(run("index", (1, 4, 0), &[], 4).unwrap(), [0, 1, 2, 3]);
 }
 
 #[test]
@@ -259,7 +363,11 @@ fn kernels_are_found_behind_attributes() {
 
 #[test]
 fn what_is_called_wrongly_is_named() {
-    let EmulatorError::NoKernel { known, .. } = EMULATOR.launch(&KERNELS, "nothing", [1; 3], 1, 0, &mut []).unwrap_err() else { panic!() };
+    let EmulatorError::NoKernel { known, .. } =
+        EMULATOR.launch(&KERNELS, "nothing", [1; 3], 1, 0, &mut []).unwrap_err()
+    else {
+        panic!()
+    };
     assert!(known.contains(&"shuffles".to_string()));
     let got = EMULATOR.launch(&KERNELS, "shuffles", [1; 3], 1, 0, &mut []).unwrap_err();
     assert_eq!(got.to_string(), "shuffles has 2 parameters, not 0");
@@ -272,7 +380,8 @@ fn what_is_called_wrongly_is_named() {
 
 #[test]
 fn what_does_not_compile_is_named_by_line() {
-    let got = compile("broken.cu", "\n\nextern \"C\" __global__ void k() { nothing(); }").map(drop).unwrap_err().to_string();
+    let got =
+        compile("broken.cu", "\n\nextern \"C\" __global__ void k() { nothing(); }").map(drop).unwrap_err().to_string();
     says(&got, &["the kernels of broken.cu do not compile", "broken.cu:3", "nothing"]);
 }
 

@@ -9,8 +9,11 @@ mod forward;
 mod pack;
 mod tile;
 
-use super::Extents;
+use fewstep_tensor::math::Real;
+
+use super::{Extents, Mask};
 use crate::Rule;
+use tile::Lanes;
 
 pub(super) use backward::vjp;
 pub(super) use forward::{forward, jvp};
@@ -38,3 +41,21 @@ const NR: usize = 32;
 const KEYS: usize = 128;
 /// Panels of queries that share one pass over keys and values, which come from beyond the second-level cache.
 const PANELS: usize = 8;
+
+/// What a mask says of the samples from `sample` on.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub mask: &'a Mask,
+    pub sample: usize,
+}
+
+impl View<'_> {
+    /// Adds to the scores of a block of keys and a panel of queries of one head; heads count over samples.
+    fn add<T: Real>(&self, e: &Extents, head: usize, [query, key]: [usize; 2], scores: &mut [Lanes<T>]) {
+        for lane in 0..NR.min(e.l - query) {
+            let at = [self.sample + head / e.n, head % e.n, query + lane];
+            let added = self.mask.added(at, key..key + scores.len());
+            scores.iter_mut().zip(added).for_each(|(row, added)| row[lane] += T::lit(added));
+        }
+    }
+}

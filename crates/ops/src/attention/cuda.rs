@@ -1,11 +1,10 @@
 //! Chooses the kernels for a GPU, a dtype and the widths of a head, and starts them.
 
-use fewstep_tensor::cuda::{Launch, Source, gpu};
+use fewstep_tensor::cuda::{Launch, Source, Table, gpu};
 use fewstep_tensor::{DType, Device, Tensor};
 
-use super::Extents;
-use super::hopper;
-use super::tiles::{self, Tiles};
+use super::tiles::{self, Room, Tiles};
+use super::{Extents, Mask, hopper};
 use crate::{Dual, Output, Result, Saved};
 
 const SAMPLES: &str = include_str!("samples.cuh");
@@ -32,24 +31,22 @@ const PADDED: usize = 64;
 enum Kernels {
     /// `simple.cu`: any dtype and width.
     Simple,
-    /// `hopper_*.cu`: bf16, heads 64 and 128 wide, sm_90a.
+    /// `hopper_*.cu`: bf16, heads 64 and 128 wide, no mask, sm_90a.
     Hopper,
     /// `portable_*.cu`: bf16 on tensor cores, from sm_80 on.
-    Portable {
-        /// The most shared memory of a block, in bytes.
-        shared: usize,
-    },
+    Portable(Room),
 }
 
-fn choose(e: &Extents, dtype: DType, device: Device) -> Result<Kernels> {
+fn choose(e: &Extents, masks: &Masks, dtype: DType, device: Device) -> Result<Kernels> {
     let gpu = gpu(device)?;
     let properties = gpu.properties();
-    if hopper::serves(e, dtype, properties.capability) {
+    if !masks.any() && masks.starts.is_none() && hopper::serves(e, dtype, properties.capability) {
         return Ok(Kernels::Hopper);
     }
     let fits = [e.k, e.v].iter().all(|width| tiles::WIDTHS.contains(width) && width.is_multiple_of(8));
     let portable = dtype == DType::Bf16 && fits && e.scale > 0.0 && properties.capability >= (8, 0);
-    Ok(if portable { Kernels::Portable { shared: properties.shared } } else { Kernels::Simple })
+    let room = Room { shared: properties.shared, multiprocessors: properties.multiprocessors };
+    Ok(if portable { Kernels::Portable(room) } else { Kernels::Simple })
 }
 
 /// The tensor, or a copy where it does not begin at a multiple of 16 bytes, as a window may not.
@@ -61,185 +58,276 @@ fn aligned(t: &Tensor) -> Result<Tensor> {
     Ok(t)
 }
 
-/// A launch over blocks of rows, heads and samples.
-fn launch<'a>(e: &Extents, source: &'a Source, kernel: &'static str, x: &Tensor, blocks: usize) -> Result<Launch<'a>> {
-    Ok(Launch::new(x.device(), source, x.dtype(), kernel)?.grid([blocks, e.n, e.b]))
+/// A mask as kernels take it, with the extents of what they cover: samples, and the most queries and keys of one.
+struct Masks {
+    samples: usize,
+    queries: usize,
+    keys: usize,
+    bias: Option<(Table, [usize; 3])>,
+    allowed: Option<(Table, [usize; 3])>,
+    /// Where the queries and the keys of packed samples begin, and end.
+    starts: Option<[Table; 2]>,
 }
 
-/// A launch of `simple.cu` over rows and parts of columns.
-fn simple(e: &Extents, kernel: &'static str, x: &Tensor, [rows, columns]: [usize; 2]) -> Result<Launch<'static>> {
-    let blocks = rows.div_ceil(SIMPLE_ROWS) * columns.div_ceil(SIMPLE_COLUMNS).max(1);
-    Ok(launch(e, &SIMPLE, kernel, x, blocks)?.threads(SIMPLE_THREADS))
-}
+impl Masks {
+    fn new(e: &Extents, mask: &Mask, dtype: DType, device: Device) -> Result<Self> {
+        let [samples, queries, keys] = mask.extents([e.b, e.l, e.s]);
+        let bias = mask.bias.as_ref().map(|pairs| -> Result<_> {
+            let wide: Vec<f64> = pairs.values().iter().map(|&x| f64::from(x)).collect();
+            let table =
+                if dtype == DType::F64 { Table::new(device, &wide)? } else { Table::new(device, pairs.values())? };
+            Ok((table, pairs.strides()))
+        });
+        let allowed = mask
+            .allowed
+            .as_ref()
+            .map(|pairs| -> Result<_> { Ok((Table::new(device, pairs.values())?, pairs.strides())) });
+        let starts = mask.packed.as_ref().map(|packed| -> Result<_> {
+            let ends = |side: usize| {
+                packed.iter().scan(0, move |end, lengths| {
+                    *end += lengths[side] as i32;
+                    Some(*end)
+                })
+            };
+            let starts = |side| Table::new(device, &[0].into_iter().chain(ends(side)).collect::<Vec<i32>>());
+            Ok([starts(0)?, starts(1)?])
+        });
+        let (bias, allowed) = (bias.transpose()?, allowed.transpose()?);
+        Ok(Masks { samples, queries, keys, bias, allowed, starts: starts.transpose()? })
+    }
 
-/// A launch of a portable kernel over rows.
-fn portable<'a>(
-    e: &Extents,
-    (source, kernel): (&'a Source, &'static str),
-    x: &Tensor,
-    rows: usize,
-    tiles: &Tiles,
-) -> Result<Launch<'a>> {
-    let launch = launch(e, source, kernel, x, rows.div_ceil(tiles.rows))?.threads(tiles.threads).shared(tiles.shared);
-    let launch = launch.define("HEAD", e.k).define("VALUE", e.v).define("MASK", 0).define("UNROLL", 2);
-    Ok(tiles.defines.iter().fold(launch, |launch, (name, value)| launch.define(name, value)))
-}
+    fn any(&self) -> bool {
+        self.bias.is_some() || self.allowed.is_some()
+    }
 
-/// No additive mask, no boolean mask, no packed samples.
-fn unmasked(launch: Launch<'_>) -> Launch<'_> {
-    let launch = (0..2).fold(launch, |launch, _| launch.optional(None).size(0).size(0).size(0));
-    launch.optional(None).optional(None)
-}
-
-/// y, ẏ if there is any tangent, and the log-sum-exp.
-fn evaluate(e: &Extents, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<(Tensor, Option<Tensor>, Tensor)> {
-    let (dtype, device) = (x[0].dtype(), x[0].device());
-    let y = Tensor::empty(&[e.b, e.l, e.n * e.v], dtype, device)?;
-    let moves = x_dot.iter().any(Option::is_some);
-    let y_dot = moves.then(|| Tensor::empty(y.shape(), dtype, device)).transpose()?;
-    let log_sum_exp = Tensor::empty(&[e.b, e.n, e.l], dtype.wide(), device)?;
-    let x = x.iter().map(|t| aligned(t)).collect::<Result<Vec<_>>>()?;
-    let x_dot = x_dot.iter().map(|t| t.map(aligned).transpose()).collect::<Result<Vec<_>>>()?;
-    let (kernels, name) = (choose(e, dtype, device)?, "attention_forward");
-    let launch = match kernels {
-        Kernels::Hopper => {
-            hopper::forward(e, &x, &x_dot, (&y, y_dot.as_ref(), &log_sum_exp))?;
-            return Ok((y, y_dot, log_sum_exp));
+    /// Rows of the statistics of one head with every sample padded.
+    fn padded(&self, e: &Extents) -> usize {
+        match self.starts {
+            Some(_) => (e.l / PADDED + self.samples) * PADDED,
+            None => self.samples * e.l.next_multiple_of(PADDED),
         }
-        Kernels::Simple => simple(e, name, &y, [e.l, e.v])?,
-        Kernels::Portable { shared } => {
-            let dots = [0, 1, 2].map(|i| x_dot[i].is_some());
-            let launch = portable(e, (&FORWARD, name), &y, e.l, &Tiles::forward(e, dots, shared))?;
-            let names = ["Q_DOT", "K_DOT", "V_DOT"].into_iter().zip(dots);
-            names.fold(launch, |launch, (name, dot)| launch.define(name, u8::from(dot)))
+    }
+
+    /// The additive mask, the boolean mask and packed samples, null where there are none.
+    fn pass<'a>(&self, launch: Launch<'a>) -> Launch<'a> {
+        let launch = [&self.bias, &self.allowed].into_iter().fold(launch, |launch, mask| match mask {
+            Some((table, strides)) => strides.iter().fold(launch.table(table), |launch, &stride| launch.size(stride)),
+            None => launch.optional(None).size(0).size(0).size(0),
+        });
+        match &self.starts {
+            Some([queries, keys]) => launch.table(queries).table(keys),
+            None => launch.optional(None).optional(None),
         }
-    };
-    let launch = x.iter().fold(launch, Launch::tensor);
-    let launch = x_dot.iter().fold(launch, |launch, t| launch.optional(t.as_ref()));
-    let launch = unmasked(launch.tensor(&y).optional(y_dot.as_ref()).tensor(&log_sum_exp));
-    lengths(launch, e, kernels).size(e.n * e.v).real(e.scale).run()?;
-    Ok((y, y_dot, log_sum_exp))
+    }
+
+    fn pass_starts<'a>(&self, launch: Launch<'a>) -> Launch<'a> {
+        match &self.starts {
+            Some([queries, _]) => launch.table(queries),
+            None => launch.optional(None),
+        }
+    }
 }
 
-/// L and S, the widths where they are not compiled in, and the strides of tokens of q, k and v.
-fn lengths<'a>(launch: Launch<'a>, e: &Extents, kernels: Kernels) -> Launch<'a> {
-    let launch = launch.size(e.l).size(e.s);
-    let launch = match kernels {
-        Kernels::Simple => launch.size(e.k).size(e.v),
-        Kernels::Portable { .. } | Kernels::Hopper => launch,
-    };
-    launch.size(e.n * e.k).size(e.n * e.k).size(e.n * e.v)
+/// An attention about to be computed on a GPU.
+struct Call<'a> {
+    e: &'a Extents,
+    masks: Masks,
+    dtype: DType,
+    device: Device,
+    kernels: Kernels,
 }
 
-pub(super) fn forward(e: &Extents, x: &[&Tensor]) -> Result<Output> {
-    let (y, _, log_sum_exp) = evaluate(e, x, &[None; 3])?;
+impl<'a> Call<'a> {
+    fn new(e: &'a Extents, mask: &Mask, x: &Tensor) -> Result<Self> {
+        let (dtype, device) = (x.dtype(), x.device());
+        let masks = Masks::new(e, mask, dtype, device)?;
+        let kernels = choose(e, &masks, dtype, device)?;
+        Ok(Call { e, masks, dtype, device, kernels })
+    }
+
+    fn empty(&self, shape: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::empty(shape, self.dtype, self.device)?)
+    }
+
+    fn statistics(&self, shape: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::empty(shape, self.dtype.wide(), self.device)?)
+    }
+
+    /// A launch over blocks of rows, heads and samples.
+    fn launch(&self, source: &'static Source, kernel: &'static str, blocks: usize) -> Result<Launch<'static>> {
+        let grid = [blocks, self.e.n, self.masks.samples];
+        Ok(Launch::new(self.device, source, self.dtype, kernel)?.grid(grid))
+    }
+
+    /// A launch of `simple.cu` over rows and parts of columns.
+    fn simple(&self, kernel: &'static str, [rows, columns]: [usize; 2]) -> Result<Launch<'static>> {
+        let blocks = rows.div_ceil(SIMPLE_ROWS) * columns.div_ceil(SIMPLE_COLUMNS).max(1);
+        Ok(self.launch(&SIMPLE, kernel, blocks)?.threads(SIMPLE_THREADS))
+    }
+
+    /// A launch of a portable kernel over rows.
+    fn portable(
+        &self,
+        (source, kernel): (&'static Source, &'static str),
+        rows: usize,
+        tiles: &Tiles,
+    ) -> Result<Launch<'static>> {
+        let launch =
+            self.launch(source, kernel, rows.div_ceil(tiles.rows))?.threads(tiles.threads).shared(tiles.shared);
+        let launch = launch.define("HEAD", self.e.k).define("VALUE", self.e.v);
+        let launch = launch.define("MASK", u8::from(self.masks.any()));
+        Ok(tiles.defines.iter().fold(launch, |launch, (name, value)| launch.define(name, value)))
+    }
+
+    /// L and S, the widths where they are not compiled in, and the strides of tokens of q, k and v.
+    fn lengths<'l>(&self, launch: Launch<'l>) -> Launch<'l> {
+        let Extents { l, s, n, k, v, .. } = *self.e;
+        let launch = launch.size(l).size(s);
+        let launch = match self.kernels {
+            Kernels::Simple => launch.size(k).size(v),
+            Kernels::Hopper | Kernels::Portable(_) => launch,
+        };
+        launch.size(n * k).size(n * k).size(n * v)
+    }
+
+    /// y, ẏ if there is any tangent, and the log-sum-exp.
+    fn evaluate(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<(Tensor, Option<Tensor>, Tensor)> {
+        let e = self.e;
+        let y = self.empty(&[e.b, e.l, e.n * e.v])?;
+        let moves = x_dot.iter().any(Option::is_some);
+        let y_dot = moves.then(|| self.empty(y.shape())).transpose()?;
+        let log_sum_exp = self.statistics(&[e.b, e.n, e.l])?;
+        let x = x.iter().map(|t| aligned(t)).collect::<Result<Vec<_>>>()?;
+        let x_dot = x_dot.iter().map(|t| t.map(aligned).transpose()).collect::<Result<Vec<_>>>()?;
+        let launch = match self.kernels {
+            Kernels::Hopper => {
+                hopper::forward(e, &x, &x_dot, (&y, y_dot.as_ref(), &log_sum_exp))?;
+                return Ok((y, y_dot, log_sum_exp));
+            }
+            Kernels::Simple => self.simple("attention_forward", [self.masks.queries, e.v])?,
+            Kernels::Portable(room) => {
+                let dots = [0, 1, 2].map(|i| x_dot[i].is_some());
+                let tiles = Tiles::forward(e, dots, room);
+                let launch = self.portable((&FORWARD, "attention_forward"), self.masks.queries, &tiles)?;
+                let names = ["Q_DOT", "K_DOT", "V_DOT"].into_iter().zip(dots);
+                names.fold(launch, |launch, (name, dot)| launch.define(name, u8::from(dot)))
+            }
+        };
+        let launch = x.iter().fold(launch, Launch::tensor);
+        let launch = x_dot.iter().fold(launch, |launch, t| launch.optional(t.as_ref()));
+        let launch = self.masks.pass(launch.tensor(&y).optional(y_dot.as_ref()).tensor(&log_sum_exp));
+        self.lengths(launch).size(e.n * e.v).real(e.scale).run()?;
+        Ok((y, y_dot, log_sum_exp))
+    }
+}
+
+pub(super) fn forward(e: &Extents, x: &[&Tensor], mask: &Mask) -> Result<Output> {
+    let (y, _, log_sum_exp) = Call::new(e, mask, x[0])?.evaluate(x, &[None; 3])?;
     Ok(Output { y, kept: vec![log_sum_exp] })
 }
 
-pub(super) fn jvp(e: &Extents, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
-    let (primal, tangent, _) = evaluate(e, x, x_dot)?;
+pub(super) fn jvp(e: &Extents, x: &[&Tensor], x_dot: &[Option<&Tensor>], mask: &Mask) -> Result<Dual> {
+    let (primal, tangent, _) = Call::new(e, mask, x[0])?.evaluate(x, x_dot)?;
     Ok(Dual { primal, tangent })
 }
 
-/// What the backward kernels read: q, k, v, ȳ, the log-sum-exp as they take it, and δ.
-struct Inputs {
-    x: Vec<Tensor>,
-    log_sum_exp: Tensor,
-    delta: Tensor,
-}
-
-impl Inputs {
-    fn pass<'a>(&self, launch: Launch<'a>) -> Launch<'a> {
-        self.x.iter().chain([&self.log_sum_exp, &self.delta]).fold(launch, Launch::tensor)
-    }
-}
-
-pub(super) fn vjp(e: &Extents, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
-    let (dtype, device) = (y_bar.dtype(), y_bar.device());
-    if e.s == 0 || e.l == 0 {
-        return Ok((0..3).map(|i| wanted[i].then(|| Tensor::zeros(saved.shape(i), dtype, device))).collect());
-    }
-    let x = [saved.input(0)?, saved.input(1)?, saved.input(2)?, y_bar];
-    let x = x.into_iter().map(aligned).collect::<Result<Vec<_>>>()?;
-    let y = aligned(saved.output()?)?;
-    match choose(e, dtype, device)? {
-        Kernels::Hopper => hopper::backward(e, [&x[0], &x[1], &x[2], &x[3]], (&y, saved.kept(0)?), wanted),
-        Kernels::Simple => simple_vjp(e, saved, x, &y, wanted),
-        Kernels::Portable { shared } => portable_vjp(e, saved, x, &y, wanted, shared),
-    }
-}
-
-fn simple_vjp(e: &Extents, saved: &Saved, x: Vec<Tensor>, y: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
-    let log_sum_exp = saved.kept(0)?.clone();
-    let delta = Tensor::empty(log_sum_exp.shape(), log_sum_exp.dtype(), y.device())?;
-    launch(e, &SIMPLE, "attention_delta", y, e.l.div_ceil(SIMPLE_DELTAS))?
-        .threads(SIMPLE_THREADS)
-        .tensor(y)
-        .tensor(&x[3])
-        .tensor(&delta)
-        .optional(None)
-        .size(e.l)
-        .size(e.v)
-        .size(e.n * e.v)
-        .size(e.n * e.v)
-        .run()?;
-    let inputs = Inputs { x, log_sum_exp, delta };
-    let bar = |i: usize| -> Result<Tensor> {
-        let x_bar = Tensor::empty(saved.shape(i), y.dtype(), y.device())?;
-        let extents = [[e.l, e.k], [e.s, e.k], [e.s, e.v]][i];
-        let launch = inputs.pass(simple(e, "attention_backward", y, extents)?).tensor(&x_bar);
-        let launch = lengths(unmasked(launch), e, Kernels::Simple).size(e.n * e.v);
-        launch.size(e.n * extents[1]).real(e.scale).word(i as u32).run()?;
-        Ok(x_bar)
-    };
-    (0..3).map(|i| wanted[i].then(|| bar(i)).transpose()).collect()
-}
-
-fn portable_vjp(
+pub(super) fn vjp(
     e: &Extents,
     saved: &Saved,
-    x: Vec<Tensor>,
-    y: &Tensor,
+    y_bar: &Tensor,
     wanted: &[bool],
-    shared: usize,
+    mask: &Mask,
 ) -> Result<Vec<Option<Tensor>>> {
-    let (dtype, device) = (y.dtype(), y.device());
-    let statistics = || Tensor::empty(&[e.n, e.b, e.l.next_multiple_of(PADDED)], dtype.wide(), device);
-    let inputs = Inputs { x, log_sum_exp: statistics()?, delta: statistics()? };
-    let tiles = Tiles::backward_queries(e, shared);
-    let queries = |kernel| portable(e, (&QUERIES, kernel), y, e.l, &tiles);
-    queries("attention_delta")?
-        .grid([e.l.next_multiple_of(PADDED) / DELTA_ROWS, e.n, e.b])
-        .threads(DELTA_THREADS)
-        .shared(0)
-        .tensor(y)
-        .tensor(&inputs.x[3])
-        .tensor(saved.kept(0)?)
-        .tensor(&inputs.log_sum_exp)
-        .tensor(&inputs.delta)
-        .optional(None)
-        .size(e.l)
-        .size(e.n * e.v)
-        .size(e.n * e.v)
-        .run()?;
-    let bar = |i: usize| Tensor::empty(saved.shape(i), dtype, device);
-    let finish = |launch, strides: &[usize]| {
-        let launch = lengths(unmasked(launch), e, Kernels::Portable { shared }).size(e.n * e.v);
-        strides.iter().fold(launch, |launch, &stride| launch.size(stride)).real(e.scale).run()
+    let call = Call::new(e, mask, y_bar)?;
+    if e.s == 0 || e.l == 0 {
+        let zeros = |i: usize| Tensor::zeros(saved.shape(i), call.dtype, call.device);
+        return Ok((0..3).map(|i| wanted[i].then(|| zeros(i))).collect());
+    }
+    let x = [saved.input(0)?, saved.input(1)?, saved.input(2)?, y_bar];
+    let backward = Backward {
+        x: x.into_iter().map(aligned).collect::<Result<Vec<_>>>()?,
+        y: aligned(saved.output()?)?,
+        log_sum_exp: saved.kept(0)?.clone(),
+        call,
     };
-    let mut bars = vec![None, None, None];
-    // k̄ takes the δ that q̄ corrects.
-    if wanted[0] || wanted[1] {
-        let q_bar = bar(0)?;
-        finish(inputs.pass(queries("attention_backward_queries")?).tensor(&q_bar), &[e.n * e.k])?;
-        bars[0] = wanted[0].then_some(q_bar);
+    match backward.call.kernels {
+        Kernels::Hopper => {
+            let Backward { x, y, log_sum_exp, .. } = &backward;
+            hopper::backward(e, [&x[0], &x[1], &x[2], &x[3]], (y, log_sum_exp), wanted)
+        }
+        Kernels::Simple => backward.simple(wanted),
+        Kernels::Portable(room) => backward.portable(wanted, room),
     }
-    if wanted[1] || wanted[2] {
-        let (k_bar, v_bar) = (bar(1)?, bar(2)?);
-        let launch = portable(e, (&KEYS, "attention_backward_keys"), y, e.s, &Tiles::backward_keys(e, shared))?;
-        finish(inputs.pass(launch).tensor(&k_bar).tensor(&v_bar), &[e.n * e.k, e.n * e.v])?;
-        bars[1] = wanted[1].then_some(k_bar);
-        bars[2] = wanted[2].then_some(v_bar);
+}
+
+/// What the backward kernels read: q, k, v, ȳ; y; the log-sum-exp.
+struct Backward<'a> {
+    call: Call<'a>,
+    x: Vec<Tensor>,
+    y: Tensor,
+    log_sum_exp: Tensor,
+}
+
+impl Backward<'_> {
+    fn inputs<'l>(&self, launch: Launch<'l>, log_sum_exp: &Tensor, delta: &Tensor) -> Launch<'l> {
+        self.x.iter().chain([log_sum_exp, delta]).fold(launch, Launch::tensor)
     }
-    Ok(bars)
+
+    /// Masks, lengths, strides and scale.
+    fn rest<'l>(&self, launch: Launch<'l>, strides: &[usize]) -> Launch<'l> {
+        let e = self.call.e;
+        let launch = self.call.lengths(self.call.masks.pass(launch)).size(e.n * e.v);
+        strides.iter().fold(launch, |launch, &stride| launch.size(stride)).real(e.scale)
+    }
+
+    fn simple(&self, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let (call, e) = (&self.call, self.call.e);
+        let delta = call.statistics(self.log_sum_exp.shape())?;
+        let launch = call.launch(&SIMPLE, "attention_delta", call.masks.queries.div_ceil(SIMPLE_DELTAS))?;
+        let launch = launch.threads(SIMPLE_THREADS).tensor(&self.y).tensor(&self.x[3]).tensor(&delta);
+        call.masks.pass_starts(launch).size(e.l).size(e.v).size(e.n * e.v).size(e.n * e.v).run()?;
+        let bar = |i: usize| -> Result<Tensor> {
+            let x_bar = call.empty(self.x[i].shape())?;
+            let rows = [call.masks.queries, call.masks.keys, call.masks.keys][i];
+            let width = [e.k, e.k, e.v][i];
+            let launch = call.simple("attention_backward", [rows, width])?;
+            let launch = self.inputs(launch, &self.log_sum_exp, &delta).tensor(&x_bar);
+            self.rest(launch, &[e.n * width]).word(i as u32).run()?;
+            Ok(x_bar)
+        };
+        (0..3).map(|i| wanted[i].then(|| bar(i)).transpose()).collect()
+    }
+
+    fn portable(&self, wanted: &[bool], room: Room) -> Result<Vec<Option<Tensor>>> {
+        let (call, e) = (&self.call, self.call.e);
+        let padded = [e.n, call.masks.padded(e)];
+        let (exponents, delta) = (call.statistics(&padded)?, call.statistics(&padded)?);
+        let tiles = Tiles::backward_queries(e, room);
+        let queries = |kernel| call.portable((&QUERIES, kernel), call.masks.queries, &tiles);
+        let launch = queries("attention_delta")?
+            .grid([call.masks.queries.next_multiple_of(PADDED) / DELTA_ROWS, e.n, call.masks.samples])
+            .threads(DELTA_THREADS)
+            .shared(0);
+        let launch =
+            [&self.y, &self.x[3], &self.log_sum_exp, &exponents, &delta].into_iter().fold(launch, Launch::tensor);
+        call.masks.pass_starts(launch).size(e.l).size(e.n * e.v).size(e.n * e.v).run()?;
+        let mut bars = vec![None, None, None];
+        // k̄ takes the δ that q̄ corrects.
+        if wanted[0] || wanted[1] {
+            let q_bar = call.empty(self.x[0].shape())?;
+            let launch = self.inputs(queries("attention_backward_queries")?, &exponents, &delta).tensor(&q_bar);
+            self.rest(launch, &[e.n * e.k]).run()?;
+            bars[0] = wanted[0].then_some(q_bar);
+        }
+        if wanted[1] || wanted[2] {
+            let (k_bar, v_bar) = (call.empty(self.x[1].shape())?, call.empty(self.x[2].shape())?);
+            let tiles = Tiles::backward_keys(e, room);
+            let launch = call.portable((&KEYS, "attention_backward_keys"), call.masks.keys, &tiles)?;
+            let launch = self.inputs(launch, &exponents, &delta).tensor(&k_bar).tensor(&v_bar);
+            self.rest(launch, &[e.n * e.k, e.n * e.v]).run()?;
+            bars[1] = wanted[1].then_some(k_bar);
+            bars[2] = wanted[2].then_some(v_bar);
+        }
+        Ok(bars)
+    }
 }

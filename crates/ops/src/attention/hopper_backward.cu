@@ -16,15 +16,17 @@
 // Launch, in this order; x, y, z of the grid are rows, N, B:
 //   attention_backward_rows     256 threads; x = ceil(padded / (2048 / HEAD)). Writes `stats`, float [B, N, 2, padded]: the
 //                               log-sum-exp in base 2, then δ; zeros from L on. padded: L rounded up to 64.
-//   attention_backward_keys     384 threads, KeysRing::BYTES of dynamic shared memory; x = ceil(S / 128) · parts.
+//   attention_backward_keys     384 threads, 165432 (HEAD = 128) or 83512 (64) bytes of shared memory: KeysRing::BYTES;
+//                               x = ceil(S / 128) · parts.
 //   attention_backward_sum      where parts > 1: 256 threads; x = ceil(S / (2048 / HEAD)).
-//   attention_backward_queries  384 threads, QueriesRing::BYTES of dynamic shared memory; x = ceil(L / 128).
+//   attention_backward_queries  384 threads, 229464 or 114776 bytes: QueriesRing::BYTES; x = ceil(L / 128).
 // With few keys, `parts` > 1 shares the queries out among blocks, each of which leaves its terms of k̄ and v̄ in `sums`, float
-// [parts, 2, B, N, S, HEAD], which is not touched otherwise; at most padded / 64 parts.
+// [parts, 2, B, N, S, HEAD], which is not touched otherwise; at most padded / 64 parts. 264 / (ceil(S / 128)·N·B) fills an H100
+// twice: for 32,760 queries, 512 keys and 12 heads 5 parts take 0.33 ms, one 0.65 ms.
 //
 // Each TensorMap is of a 4-d bf16 tensor: dims [HEAD, N, rows, B], strides [2·HEAD, 2·token, 2·batch] bytes (multiples of 16,
 // as the address), box [64, 1, 64, 1], element strides 1, no interleave, 128-byte swizzle, zero fill. Strides among the
-// parameters are in elements.
+// parameters are in elements; y, ȳ and, for the sum, k̄ and v̄ are 16-byte aligned and their strides multiples of 8.
 
 constexpr u32 GROUP = 128; // threads of a warpgroup
 constexpr u32 GROUPS = 2;  // warpgroups with a tile of their own
@@ -94,10 +96,13 @@ template <u32 STAGES, u32 FLOATS> struct Ring {
         }
     }
 };
-// From 2 to 6 tiles in flight took the same time on an H100, tiles of 64 to 112 rows within 3 %: its power is the limit.
+// On an H100 its power is the limit (1×12×32760×128: 30.7 ms): from 2 to 6 tiles in flight take the same time and tiles of up
+// to 112 rows within 3 %. Lost: blocks in pairs that share tiles by multicast (34.6 ms); one pass of 5 products with q̄ added
+// by the blocks in order (31.3 ms; in any order 30.4 ms).
 constexpr u32 KEYS_STAGES = 3, QUERIES_STAGES = 5;
 typedef Ring<KEYS_STAGES, 2> KeysRing;
 typedef Ring<QUERIES_STAGES, 0> QueriesRing;
+static_assert(KeysRing::BYTES == (HEAD == 128 ? 165432 : 83512) && QueriesRing::BYTES == (HEAD == 128 ? 229464 : 114776));
 
 /// D = A·Bᵀ of two tiles. One group of products.
 __device__ __forceinline__ void dot(float (&d)[TILE / 2], u64 a, u64 b) {
@@ -244,6 +249,8 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_ke
                 pack(s_operand[i], s_bar, i);
                 add_product(k_sum, s_operand[i], q_rows, i);
             }
+            // All lanes have read the floats of the tile.
+            warp_barrier();
             // Frees P's registers for the next tile's scores.
             wgmma_wait<TILE / 16>();
             last = stage;

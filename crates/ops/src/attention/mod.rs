@@ -3,7 +3,12 @@
 mod cpu;
 mod cuda;
 mod hopper;
+mod mask;
+mod masked;
 mod tiles;
+
+pub use mask::{Mask, Pairs};
+pub use masked::MaskedAttention;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
@@ -63,6 +68,16 @@ impl Attention {
     }
 }
 
+impl Attention {
+    fn of_saved(&self, saved: &Saved, y_bar: &Tensor) -> Result<Extents> {
+        let e = self.extents(saved.shape(0), saved.shape(1), saved.shape(2))?;
+        if y_bar.shape() != [e.b, e.l, e.n * e.v] {
+            return Err(Error::input(NAME, format!("a cotangent {:?}", [e.b, e.l, e.n * e.v]), y_bar.shape()));
+        }
+        Ok(e)
+    }
+}
+
 impl Op for Attention {
     fn name(&self) -> &'static str {
         NAME
@@ -71,8 +86,8 @@ impl Op for Attention {
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
         let e = self.of(x)?;
         match x[0].device() {
-            Device::Cpu => dispatch_float!(NAME, x[0].dtype(), T => cpu::forward::<T>(&e, x)),
-            Device::Cuda(_) => cuda::forward(&e, x),
+            Device::Cpu => dispatch_float!(NAME, x[0].dtype(), T => cpu::forward::<T>(&e, x, None)),
+            Device::Cuda(_) => cuda::forward(&e, x, &Mask::default()),
         }
     }
 
@@ -82,19 +97,16 @@ impl Op for Attention {
             return Ok(Dual { primal: self.forward(x)?.y, tangent: None });
         }
         match x[0].device() {
-            Device::Cpu => dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(&e, x, x_dot)),
-            Device::Cuda(_) => cuda::jvp(&e, x, x_dot),
+            Device::Cpu => dispatch_float!(NAME, x[0].dtype(), T => cpu::jvp::<T>(&e, x, x_dot, None)),
+            Device::Cuda(_) => cuda::jvp(&e, x, x_dot, &Mask::default()),
         }
     }
 
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let e = self.extents(saved.shape(0), saved.shape(1), saved.shape(2))?;
-        if y_bar.shape() != [e.b, e.l, e.n * e.v] {
-            return Err(Error::input(NAME, format!("a cotangent {:?}", [e.b, e.l, e.n * e.v]), y_bar.shape()));
-        }
+        let e = self.of_saved(saved, y_bar)?;
         match y_bar.device() {
-            Device::Cpu => dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&e, saved, y_bar, wanted)),
-            Device::Cuda(_) => cuda::vjp(&e, saved, y_bar, wanted),
+            Device::Cpu => dispatch_float!(NAME, y_bar.dtype(), T => cpu::vjp::<T>(&e, saved, y_bar, wanted, None)),
+            Device::Cuda(_) => cuda::vjp(&e, saved, y_bar, wanted, &Mask::default()),
         }
     }
 
@@ -127,5 +139,7 @@ impl Op for Attention {
     }
 }
 
+#[cfg(test)]
+mod masked_tests;
 #[cfg(test)]
 mod tests;

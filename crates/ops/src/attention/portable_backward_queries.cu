@@ -81,14 +81,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
     const Rows queries = rows_of(blockIdx.z, l, starts_q), keys = rows_of(blockIdx.z, s, starts_k);
     const int first = (int)blockIdx.x * ROWS;
     if (first >= queries.count) return;
-    // The next tile of keys and of values to come, in units of 16 bytes.
-    u32 k_at = (u32)((keys.first * k_stride + blockIdx.y * HEAD) / 8);
-    u32 v_at = (u32)((keys.first * v_stride + blockIdx.y * VALUE) / 8);
-    auto copy_keys = [&](int stage, int rows) {
-        copy_rows<KEYS, HEAD>(k_tile + stage * K_TILE, k + k_at * (i64)8, k_stride, rows);
-        copy_rows<KEYS, VALUE>(v_tile + stage * V_TILE, v + v_at * (i64)8, v_stride, rows);
-        k_at += (u32)(KEYS / 8 * k_stride);
-        v_at += (u32)(KEYS / 8 * v_stride);
+    // The tile of the last `left` keys. Where they lie is computed again: it would cost registers to keep.
+    auto copy_keys = [&](int stage, int left) {
+        const Rows keys = rows_of(blockIdx.z, s, starts_k);
+        const i64 from = keys.first + keys.count - left;
+        copy_rows<KEYS, HEAD>(k_tile + stage * K_TILE, k + from * k_stride + blockIdx.y * HEAD, k_stride, left);
+        copy_rows<KEYS, VALUE>(v_tile + stage * V_TILE, v + from * v_stride + blockIdx.y * VALUE, v_stride, left);
     };
     copy_rows<ROWS, HEAD>(q_tile, q + (queries.first + first) * q_stride + blockIdx.y * HEAD, q_stride,
                           queries.count - first);

@@ -22,10 +22,13 @@ constexpr bool MOVES = SCORES_MOVE || V_DOT;
 constexpr int Q_TILE = ROWS * K_PITCH, K_TILE = KEYS * K_PITCH, V_TILE = KEYS * V_PITCH;
 constexpr int K_PLACE = Q_TILE * (1 + Q_DOT), V_PLACE = K_PLACE + STAGES * K_TILE * (1 + K_DOT);
 
+/// c is moved once the mean of ṡ is farther from it than this part of the mean of |ṡ − c|: rounding grows by its square.
+constexpr float CENTRED = 0.125f;
+
 /// What a lane knows of its rows 8·half + lane / 4 of each tile.
 struct Softmax {
-    /// The largest score so far; Σ p and Σ h of this lane's columns; c in units of the scores.
-    float top[TILES][2], sum[TILES][2], sum_dot[TILES][2], centre[TILES][2];
+    /// The largest score so far; of this lane's columns Σ p, Σ p·(ṡ − c) and Σ p·|ṡ − c|; c; without the scale.
+    float top[TILES][2], sum[TILES][2], sum_dot[TILES][2], spread[TILES][2], centre[TILES][2];
 };
 
 /// p = q·kᵀ, h = q̇·kᵀ + q·k̇ᵀ − c
@@ -88,8 +91,8 @@ __device__ __forceinline__ void accumulate(float (&o)[TILES][VN][4], float (&o_d
     }
 }
 
-/// Scores to p, and ṡ − c to h, of one row of a tile. `unit` is that of the scores in the exponent of 2. What was summed before
-/// is worth `shrink` now, and `shift` more is in c: the mean of ṡ so far, this tile included.
+/// Scores to p, and ṡ − c to h = p·(ṡ − c), of one row of a tile. `unit` is that of the scores in the exponent of 2. What was
+/// summed before is worth `shrink` now. If the mean of ṡ so far has left c by much, `shift` is to be added to c.
 __device__ __forceinline__ void soften(float (&p)[KN][4], float (&h)[KN][4], Softmax& state, int t, int half, float unit,
                                        float scale, float& shrink, float& shift) {
     const int from = 2 * half, to = from + 2;
@@ -112,21 +115,50 @@ __device__ __forceinline__ void soften(float (&p)[KN][4], float (&h)[KN][4], Sof
             sum = add_rn(sum, p[n][i]);
         }
     if (!SCORES_MOVE) return;
-    float& sum_dot = state.sum_dot[t][half];
+    float &sum_dot = state.sum_dot[t][half], &spread = state.spread[t][half];
     sum_dot *= shrink;
+    spread *= shrink;
 #pragma unroll
     for (int n = 0; n < KN; n++)
 #pragma unroll
-        for (int i = from; i < to; i++) sum_dot += p[n][i] * h[n][i];
-    const float weight = row_sum(sum), total = row_sum(sum_dot);
-    shift = weight > 0.0f ? total / weight : 0.0f;
-    state.centre[t][half] += shift;
-    sum_dot -= shift * sum;
+        for (int i = from; i < to; i++) {
+            h[n][i] *= p[n][i];
+            sum_dot += h[n][i];
+            spread += fabsf(h[n][i]);
+            h[n][i] *= scale;
+        }
+    const float total = row_sum(sum_dot), whole = row_sum(spread), weight = row_sum(sum);
+    shift = fabsf(total) > CENTRED * whole ? total / weight : 0.0f;
+}
+
+__device__ __forceinline__ void rescale(float (&o)[VN][4], float (&o_dot)[VN][4], const float (&shrink)[2]) {
 #pragma unroll
-    for (int n = 0; n < KN; n++)
+    for (int n = 0; n < VN; n++)
 #pragma unroll
-        for (int i = from; i < to; i++) h[n][i] = (h[n][i] - shift) * (p[n][i] * scale);
-    shift *= scale;
+        for (int i = 0; i < 4; i++) {
+            o[n][i] = mul_rn(o[n][i], shrink[i / 2]);
+            if (MOVES) o_dot[n][i] *= shrink[i / 2];
+        }
+}
+
+/// c += shift for what is summed and for the tile at hand.
+__device__ __forceinline__ void recentre(const float (&o)[VN][4], float (&o_dot)[VN][4], const float (&p)[KN][4],
+                                         float (&h)[KN][4], Softmax& state, int t, const float (&shift)[2],
+                                         float scale) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const float scaled = shift[half] * scale;
+#pragma unroll
+        for (int n = 0; n < VN; n++)
+#pragma unroll
+            for (int i = 2 * half; i < 2 * half + 2; i++) o_dot[n][i] -= scaled * o[n][i];
+#pragma unroll
+        for (int n = 0; n < KN; n++)
+#pragma unroll
+            for (int i = 2 * half; i < 2 * half + 2; i++) h[n][i] -= scaled * p[n][i];
+        state.centre[t][half] += shift[half];
+        state.sum_dot[t][half] -= shift[half] * state.sum[t][half];
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
@@ -181,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             state.top[t][half] = -INFINITE;
-            state.sum[t][half] = state.sum_dot[t][half] = state.centre[t][half] = 0.0f;
+            state.sum[t][half] = state.sum_dot[t][half] = state.spread[t][half] = state.centre[t][half] = 0.0f;
         }
     }
 
@@ -235,14 +267,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
 #pragma unroll
             for (int half = 0; half < 2; half++)
                 soften(p[t], h[t], state, t, half, unit, (float)scale, shrink[half], shift[half]);
-#pragma unroll
-            for (int n = 0; n < VN; n++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    o[t][n][i] = mul_rn(o[t][n][i], shrink[i / 2]);
-                    if (MOVES) o_dot[t][n][i] *= shrink[i / 2];
-                    if (SCORES_MOVE) o_dot[t][n][i] -= shift[i / 2] * o[t][n][i];
-                }
+            // Most tiles leave the maximum as it is, and c.
+            if (shrink[0] != 1.0f || shrink[1] != 1.0f) rescale(o[t], o_dot[t], shrink);
+            if (SCORES_MOVE && (shift[0] != 0.0f || shift[1] != 0.0f))
+                recentre(o[t], o_dot[t], p[t], h[t], state, t, shift, (float)scale);
         }
         accumulate(o, o_dot, p, h, v_lane + stage * V_TILE * (1 + V_DOT));
     }

@@ -69,8 +69,33 @@ fn every_rule_holds_in_bf16_on_the_tensor_cores_of_a_gpu() {
     }
 }
 
+#[test]
+fn any_tangents_give_the_same_primal_and_their_part_on_the_tensor_cores_of_a_gpu() {
+    let op = Attention { heads: 2, scale: None };
+    let shapes: [&[usize]; 3] = [&[1, 40, 32], &[1, 70, 32], &[1, 70, 48]];
+    let drawn = |purpose| {
+        let half: Vec<_> = suite::draw(7, purpose, &shapes).unwrap().iter().map(|t| t.to_dtype(DType::Bf16)).collect();
+        let exact: Vec<_> = half.iter().map(|t| t.to_dtype(DType::F64)).collect();
+        (half.iter().map(|t| t.to_device(EMULATED).unwrap()).collect::<Vec<_>>(), exact)
+    };
+    let ((x, x64), (u, u64)) = (drawn(0), drawn(1));
+    let (x, x64): (Vec<_>, Vec<_>) = (x.iter().collect(), x64.iter().collect());
+    let y = op.forward(&x).unwrap().y.to_vec_f64();
+    for subset in 1..8 {
+        let some = |t: &'_ [Tensor]| -> Vec<Option<Tensor>> {
+            (0..3).map(|i| (subset >> i & 1 == 1).then(|| t[i].clone())).collect()
+        };
+        let (u, u64) = (some(&u), some(&u64));
+        let dual = op.jvp(&x, &u.iter().map(Option::as_ref).collect::<Vec<_>>()).unwrap();
+        let want = op.jvp(&x64, &u64.iter().map(Option::as_ref).collect::<Vec<_>>()).unwrap().tangent.unwrap();
+        assert!(dual.primal.to_vec_f64() == y, "the primal with tangents {subset:03b}");
+        let e = suite::relative_l2(&dual.tangent.unwrap(), &want);
+        assert!(e < HALF_TOLERANCE, "tangents {subset:03b}: {e:e}");
+    }
+}
+
 /// Rounding of probabilities, of what multiplies them and of the output: 2⁻⁹ each, and as much again for the means.
-const HALF_TOLERANCE: f64 = 4.0 * 0.001_953_125;
+pub(super) const HALF_TOLERANCE: f64 = 4.0 * 0.001_953_125;
 
 fn fixture() -> TensorFile {
     let local = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");

@@ -42,12 +42,15 @@ impl Op for Cast {
 
 #[cfg(test)]
 mod tests {
+    use fewstep_tensor::cuda::EMULATED;
+
     use super::*;
     use crate::suite;
 
     #[test]
     fn every_rule_holds_where_nothing_is_rounded() {
         suite::check(&Cast { to: DType::F64 }, &[&[3, 5]], 1).unwrap();
+        suite::check_on(EMULATED, &Cast { to: DType::F64 }, &[&[3, 5]], 1).unwrap();
     }
 
     #[test]

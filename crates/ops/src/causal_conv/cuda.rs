@@ -3,8 +3,8 @@
 use fewstep_tensor::cuda::{Launch, Source};
 use fewstep_tensor::{DType, Tensor};
 
-use super::geometry::Extents;
 use super::NAME;
+use super::geometry::Extents;
 use crate::shape::cuda::padded;
 use crate::{Error, Result, Saved};
 
@@ -98,6 +98,16 @@ fn pack(e: &Extents, g: &Grid, parts: &[Part<'_>], channels: usize, like: &Tenso
     Ok(packed)
 }
 
+/// The kernels count positions and a frame's elements in 32 bits.
+fn check(sources: &[&Tensor], positions: usize) -> Result<()> {
+    let largest = sources.first().map_or(0, |x| x.len()).max(positions);
+    if sources.len() <= FRAMES && i32::try_from(largest).is_ok() {
+        return Ok(());
+    }
+    let expected = format!("at most {FRAMES} frames, all again where W has a tangent, of fewer than 2³¹ elements");
+    Err(Error::input(NAME, expected, (sources.len(), largest)))
+}
+
 /// bias + Σ over the parts of sources∗W, or of its transpose.
 fn product(e: &Extents, parts: &[Part<'_>], bias: Option<&Tensor>, like: &Tensor, transposed: bool) -> Result<Tensor> {
     let (g, dtype) = (Grid::new(e, transposed), like.dtype());
@@ -111,11 +121,7 @@ fn product(e: &Extents, parts: &[Part<'_>], bias: Option<&Tensor>, like: &Tensor
     let sources = sources.map(|x| ready(x)).collect::<Result<Vec<_>>>()?;
     let sources: Vec<&Tensor> = sources.iter().collect();
     let positions = e.b * g.positions[0] * g.positions[1];
-    let largest = sources.first().map_or(0, |x| x.len()).max(positions);
-    if sources.len() > FRAMES || i32::try_from(largest).is_err() {
-        let expected = format!("at most {FRAMES} frames, tangents of W counted again, of fewer than 2³¹ elements");
-        return Err(Error::input(NAME, expected, (sources.len(), largest)));
-    }
+    check(&sources, positions)?;
     let packed = pack(e, &g, parts, channels, like)?;
     let y = Tensor::empty(&[e.b, g.positions[0], g.positions[1], g.outputs], dtype, like.device())?;
     let launch = match tensor_cores {
@@ -143,9 +149,10 @@ pub(super) fn forward(e: &Extents, x: &[&Tensor]) -> Result<Tensor> {
 
 /// ẏ = biaṡ + W∗ẋ + Ẇ∗x
 pub(super) fn tangent(e: &Extents, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Tensor> {
-    let moving = x_dot[2..].iter().enumerate().filter_map(|(j, d)| {
-        d.map(|source| Part { weights: x[0], tap: e.tap(j), sources: vec![source] })
-    });
+    let moving = x_dot[2..]
+        .iter()
+        .enumerate()
+        .filter_map(|(j, d)| d.map(|source| Part { weights: x[0], tap: e.tap(j), sources: vec![source] }));
     let kernel = x_dot[0].map(|weights| Part { weights, tap: e.tap(0), sources: x[2..].to_vec() });
     product(e, &moving.chain(kernel).collect::<Vec<_>>(), x_dot[1], x[0], false)
 }
@@ -161,9 +168,7 @@ fn weight_bar(e: &Extents, shape: &[usize], sources: &[&Tensor], y_bar: &Tensor)
     let (g, device, dtype) = (Grid::new(e, false), y_bar.device(), y_bar.dtype());
     let [part, parts] = parts(e.b * e.oh * e.ow);
     let depth = sources.len() * e.kh * e.kw * e.i;
-    if sources.len() > FRAMES {
-        return Err(Error::input(NAME, format!("at most {FRAMES} frames"), sources.len()));
-    }
+    check(sources, e.b * e.oh * e.ow)?;
     let partial = Tensor::empty(&[parts, e.o, depth], dtype.wide(), device)?;
     let launch = Launch::new(device, &SOURCE, dtype, "weight_products")?
         .grid([e.o.div_ceil(TILE) * depth.div_ceil(TILE), parts, 1])

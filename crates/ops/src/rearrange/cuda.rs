@@ -37,7 +37,9 @@ fn merged(split: &[usize], axes: &[usize]) -> Vec<Axis> {
     let mut all: Vec<Axis> = Vec::with_capacity(axes.len());
     for axis in axes.iter().map(|&a| Axis { extent: split[a], y: 0, x: strides[a] }).filter(|a| a.extent != 1) {
         match all.last_mut() {
-            Some(outer) if outer.x == axis.extent * axis.x => *outer = Axis { extent: outer.extent * axis.extent, ..axis },
+            Some(outer) if outer.x == axis.extent * axis.x => {
+                *outer = Axis { extent: outer.extent * axis.extent, ..axis }
+            }
             _ => all.push(axis),
         }
     }

@@ -136,7 +136,9 @@ mod tests {
 
     #[test]
     fn elements_in_units_of_every_width_find_their_places_on_a_gpu() {
-        for (video, patch) in [([1, 3, 1, 4, 8], [1, 1, 8]), ([2, 16, 3, 4, 4], [1, 2, 2]), ([1, 2, 2, 3, 5], [2, 3, 5])] {
+        for (video, patch) in
+            [([1, 3, 1, 4, 8], [1, 1, 8]), ([2, 16, 3, 4, 4], [1, 2, 2]), ([1, 2, 2, 3, 5], [2, 3, 5])]
+        {
             for order in [PatchOrder::ChannelsFirst, PatchOrder::ChannelsLast] {
                 let op = Rearrange::patchify(&video, patch, order).unwrap();
                 suite::check_half(EMULATED, &op, (&[&video], &[]), 0.0, 3).unwrap();

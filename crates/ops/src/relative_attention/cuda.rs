@@ -118,7 +118,8 @@ pub(super) fn vjp(
     let p = tasks.probabilities(q, k, bias)?;
     let s_bar = tasks.scores(None, [Some([o_bar, v]), None], e.v)?;
     tasks.derivative(&s_bar, &p)?;
-    let weigh = |p: &Tensor, x: &Tensor, width: usize, transposed: bool| tasks.weigh([Some([p, x]), None], width, transposed);
+    let weigh =
+        |p: &Tensor, x: &Tensor, width: usize, transposed: bool| tasks.weigh([Some([p, x]), None], width, transposed);
     let diagonals = || -> Result<Tensor> {
         let bias_bar = Tensor::empty(&[e.r, e.n], tasks.dtype, tasks.device)?;
         Launch::new(tasks.device, &SOURCE, tasks.dtype, "sum_diagonals")?

@@ -118,6 +118,8 @@ extern "C" __global__ void softmax(A* s, const i64* spans, i64 heads) {
     A max = t.keys > 0 ? row[0] : A(0);
     for (i64 j = lane_id(); j < t.keys; j += WARP) max = row[j] > max ? row[j] : max;
     max = warp_max(max);
+    // All lanes have read the first score before one writes it.
+    warp_barrier();
     A sum = 0;
     for (i64 j = lane_id(); j < t.keys; j += WARP) sum += row[j] = exp(row[j] - max);
     A inverse = A(1) / warp_sum(sum);

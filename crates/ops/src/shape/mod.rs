@@ -128,9 +128,7 @@ impl Concat {
         let first = parts[0];
         match first.device() {
             Device::Cpu => dispatch_float!("concat", first.dtype(), T => cpu::join::<T>(parts, &around, &shape)),
-            Device::Cuda(_) => {
-                cuda::join(first, &parts.iter().map(|&p| Some(p)).collect::<Vec<_>>(), &around, &shape)
-            }
+            Device::Cuda(_) => cuda::join(first, &parts.iter().map(|&p| Some(p)).collect::<Vec<_>>(), &around, &shape),
         }
     }
 }
@@ -242,12 +240,19 @@ mod tests {
 
     #[test]
     fn slices_and_concatenations_hold_every_rule_on_a_gpu() {
-        let slices = [(1, 2, 3, &[2, 6, 5][..]), (0, 1, 1, &[3]), (2, 0, 0, &[2, 1, 4]), (2, 8, 16, &[3, 2, 32]), (1, 4, 2, &[2, 6, 4])];
+        let slices = [
+            (1, 2, 3, &[2, 6, 5][..]),
+            (0, 1, 1, &[3]),
+            (2, 0, 0, &[2, 1, 4]),
+            (2, 8, 16, &[3, 2, 32]),
+            (1, 4, 2, &[2, 6, 4]),
+        ];
         for (axis, start, len, shape) in slices {
             suite::check_on(EMULATED, &Slice { axis, start, len }, &[shape], 1).unwrap();
             suite::check_half(EMULATED, &Slice { axis, start, len }, (&[shape], &[]), 0.0, 2).unwrap();
         }
-        let joined: [&[&[usize]]; 3] = [&[&[2, 3, 5], &[2, 1, 5], &[2, 0, 5]], &[&[2, 1, 8], &[2, 3, 8]], &[&[0, 2, 3], &[0, 1, 3]]];
+        let joined: [&[&[usize]]; 3] =
+            [&[&[2, 3, 5], &[2, 1, 5], &[2, 0, 5]], &[&[2, 1, 8], &[2, 3, 8]], &[&[0, 2, 3], &[0, 1, 3]]];
         for shapes in joined {
             suite::check_on(EMULATED, &Concat { axis: 1 }, shapes, 3).unwrap();
             suite::check_half(EMULATED, &Concat { axis: 1 }, (shapes, &[]), 0.0, 4).unwrap();
@@ -263,6 +268,7 @@ mod tests {
     #[test]
     fn reshapes_hold_every_rule() {
         suite::check(&Reshape { shape: vec![3, 10] }, &[&[2, 3, 5]], 1).unwrap();
+        suite::check_on(EMULATED, &Reshape { shape: vec![3, 10] }, &[&[2, 3, 5]], 1).unwrap();
     }
 
     #[test]

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::pack::{Heads, Panels, Rows, unpack};
 use super::tile::{Lanes, Start, multiply, probabilities, product, product_over_queries};
-use super::{KEYS, MR, NR, PANELS};
+use super::{KEYS, MR, NR, PANELS, View};
 use crate::attention::Extents;
 use crate::layer_norm::rows::sum;
 use crate::{Result, Saved};
@@ -67,6 +67,7 @@ struct Inputs<'a, T: Real> {
     y_bar: Heads<'a, T>,
     /// [B, N, L]
     log_sum_exp: &'a [T],
+    mask: Option<View<'a>>,
 }
 
 /// One chunk of keys of one head: what it adds up.
@@ -117,7 +118,10 @@ impl<T: Real> Scratch<T> {
             for lane in 0..NR.min(e.l - at) {
                 let (y, y_bar) = (x.y.row(head, at + lane), x.y_bar.row(head, at + lane));
                 self.minus_delta[panel][lane] = -sum([y, y_bar], |[y, y_bar]| y * y_bar);
-                self.log_sum_exp[panel][lane] = x.log_sum_exp[head * e.l + at + lane];
+                // A query without keys has no probabilities.
+                let log_sum_exp = x.log_sum_exp[head * e.l + at + lane];
+                let none = log_sum_exp == T::NEG_INFINITY;
+                self.log_sum_exp[panel][lane] = if none { T::ZERO - log_sum_exp } else { log_sum_exp };
             }
         }
         x.q.run_by_column(head, first..first + queries, stride, scale, &mut self.q_by_column);
@@ -158,6 +162,9 @@ impl<T: Real> Inputs<'_, T> {
         let (p, s_bar) = (&mut s.p[..padded], &mut s.s_bar[..padded]);
         let q = &s.q_by_query[panel * e.k..][..e.k];
         product(&self.k_by_key.head(i)[first / MR * e.k..], e.k, q, p, Start::Zero);
+        if let Some(mask) = &self.mask {
+            mask.add(e, i, [(group + panel) * NR, first], &mut p[..keys]);
+        }
         probabilities(p, &s.log_sum_exp[panel]);
         if let Some(v_bar) = &mut task.v_bar {
             over_queries(p, &s.y_bar_by_column[panel * NR..], queries, &mut v_bar[local..], d.keys);
@@ -186,7 +193,12 @@ fn over_queries<T: Real>(p: &[Lanes<T>], x: &[Lanes<T>], queries: usize, bar: &m
     }
 }
 
-fn inputs<'a, T: Real>(e: &Extents, saved: &'a Saved, y_bar: &'a Tensor) -> Result<Inputs<'a, T>> {
+fn inputs<'a, T: Real>(
+    e: &Extents,
+    saved: &'a Saved,
+    y_bar: &'a Tensor,
+    mask: Option<View<'a>>,
+) -> Result<Inputs<'a, T>> {
     let heads = |x, tokens, width| Heads { x, tokens, heads: e.n, width };
     let k = heads(saved.input(1)?.as_slice::<T>()?, e.s, e.k);
     let v = heads(saved.input(2)?.as_slice::<T>()?, e.s, e.v);
@@ -198,6 +210,7 @@ fn inputs<'a, T: Real>(e: &Extents, saved: &'a Saved, y_bar: &'a Tensor) -> Resu
         y: heads(saved.output()?.as_slice::<T>()?, e.l, e.v),
         y_bar: heads(y_bar.as_slice::<T>()?, e.l, e.v),
         log_sum_exp: saved.kept(0)?.as_slice::<T>()?,
+        mask,
     })
 }
 
@@ -206,12 +219,13 @@ pub(in crate::attention) fn vjp<T: Real>(
     saved: &Saved,
     y_bar: &Tensor,
     wanted: &[bool],
+    mask: Option<View<'_>>,
 ) -> Result<Vec<Option<Tensor>>> {
     if e.s == 0 || e.l == 0 {
         let zeros = |i: usize| Tensor::zeros(saved.shape(i), y_bar.dtype(), y_bar.device());
         return Ok((0..3).map(|i| wanted[i].then(|| zeros(i))).collect());
     }
-    let inputs = inputs::<T>(e, saved, y_bar)?;
+    let inputs = inputs::<T>(e, saved, y_bar, mask)?;
     let d = Division::new(e);
     let count = e.b * e.n * d.chunks;
     let sizes = [d.q_rows, d.k_rows, d.v_rows];

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::pack::{Heads, Panels, Rows, unpack};
 use super::tile::{Softmax, Start, product, scale, softmax, weigh};
-use super::{KEYS, MR, NR, PANELS};
+use super::{KEYS, MR, NR, PANELS, View};
 use crate::attention::Extents;
 use crate::{Dual, Output, Result};
 
@@ -19,6 +19,7 @@ struct Packed<'a, T: Real> {
     k_dot: Option<Panels<T, MR>>,
     v: Panels<T, MR>,
     v_dot: Option<Panels<T, MR>>,
+    mask: Option<View<'a>>,
 }
 
 /// A run of queries of one head, with their places in the outputs.
@@ -77,14 +78,14 @@ impl<T: Real> Packed<'_, T> {
         s.softmax.fill(Softmax::EMPTY);
         for first_key in (0..e.s).step_by(KEYS) {
             for panel in 0..panels {
-                self.block(e, task.head, panel, first_key, s);
+                self.block(e, [task.head, task.first], panel, first_key, s);
             }
         }
         self.finish(e, task, s);
     }
 
     /// One panel of queries against one block of keys.
-    fn block(&self, e: &Extents, i: usize, panel: usize, first: usize, s: &mut Scratch<T>) {
+    fn block(&self, e: &Extents, [i, query]: [usize; 2], panel: usize, first: usize, s: &mut Scratch<T>) {
         let keys = KEYS.min(e.s - first);
         let padded = keys.next_multiple_of(MR);
         let values = e.v.next_multiple_of(MR);
@@ -101,6 +102,9 @@ impl<T: Real> Packed<'_, T> {
             product(&k_dot.head(i)[first / MR * e.k..], e.k, q, scores_dot, start);
         }
         let (p, h) = (&mut scores[..keys], &mut scores_dot[..keys]);
+        if let Some(mask) = &self.mask {
+            mask.add(e, i, [query + panel * NR, first], p);
+        }
         let state = &mut s.softmax[panel];
         let shrink = softmax(p, state);
         if e.v == 0 {
@@ -130,7 +134,8 @@ impl<T: Real> Packed<'_, T> {
             log_sum_exp.iter_mut().zip(statistics).for_each(|(o, (&max, &sum))| *o = max + sum.ln());
         }
         for (panel, (state, y)) in s.softmax.iter().zip(task.y.chunks_mut(NR)).enumerate() {
-            let inv = state.sum.map(|sum| T::ONE / sum);
+            // A query without keys has summed nothing.
+            let inv = state.sum.map(|sum| if sum == T::ZERO { T::ZERO } else { T::ONE / sum });
             unpack(&s.y[panel * values..][..values], &inv, y);
             let Some(y_dot) = task.y_dot.chunks_mut(NR).nth(panel) else { continue };
             unpack(&s.y_dot[panel * values..][..values], &inv, y_dot);
@@ -175,7 +180,12 @@ fn run<T: Real>(e: &Extents, packed: &Packed<T>, y: &mut [T], y_dot: &mut [T], l
     tasks.par_iter_mut().for_each_init(|| Scratch::new(e, panels), |s, task| packed.run(e, task, s));
 }
 
-fn pack<'a, T: Real>(e: &Extents, x: &[&'a Tensor], x_dot: &[Option<&'a Tensor>]) -> Result<Packed<'a, T>> {
+fn pack<'a, T: Real>(
+    e: &Extents,
+    x: &[&'a Tensor],
+    x_dot: &[Option<&'a Tensor>],
+    mask: Option<View<'a>>,
+) -> Result<Packed<'a, T>> {
     let heads = |t: &'a Tensor, tokens: usize, width: usize| -> Result<Heads<'a, T>> {
         Ok(Heads { x: t.as_slice::<T>()?, tokens, heads: e.n, width })
     };
@@ -187,6 +197,7 @@ fn pack<'a, T: Real>(e: &Extents, x: &[&'a Tensor], x_dot: &[Option<&'a Tensor>]
         k_dot: k_dot.map(|t| heads(t, e.s, e.k)).transpose()?.map(|h| h.by_token(T::ONE)),
         v: heads(x[2], e.s, e.v)?.by_column(T::ONE),
         v_dot: v_dot.map(|t| heads(t, e.s, e.v)).transpose()?.map(|h| h.by_column(T::ONE)),
+        mask,
     })
 }
 
@@ -195,6 +206,7 @@ fn evaluate<T: Real>(
     e: &Extents,
     x: &[&Tensor],
     x_dot: &[Option<&Tensor>],
+    mask: Option<View<'_>>,
 ) -> Result<(Tensor, Option<Tensor>, Tensor)> {
     let (shape, rows) = ([e.b, e.l, e.n * e.v], [e.b, e.n, e.l]);
     let tangent = x_dot.iter().any(Option::is_some);
@@ -203,7 +215,7 @@ fn evaluate<T: Real>(
         let log_sum_exp = Tensor::full(&rows, f64::NEG_INFINITY, x[0].dtype(), x[0].device());
         return Ok((zeros.clone(), tangent.then_some(zeros), log_sum_exp));
     }
-    let packed = pack::<T>(e, x, x_dot)?;
+    let packed = pack::<T>(e, x, x_dot, mask)?;
     let mut log_sum_exp = vec![T::ZERO; rows.iter().product()];
     let mut y_dot = None;
     let y = Tensor::cpu_with(&shape, |y: &mut [T]| {
@@ -216,12 +228,17 @@ fn evaluate<T: Real>(
     Ok((y, y_dot, Tensor::from_vec(log_sum_exp, &rows)?))
 }
 
-pub(in crate::attention) fn forward<T: Real>(e: &Extents, x: &[&Tensor]) -> Result<Output> {
-    let (y, _, log_sum_exp) = evaluate::<T>(e, x, &[None; 3])?;
+pub(in crate::attention) fn forward<T: Real>(e: &Extents, x: &[&Tensor], mask: Option<View<'_>>) -> Result<Output> {
+    let (y, _, log_sum_exp) = evaluate::<T>(e, x, &[None; 3], mask)?;
     Ok(Output { y, kept: vec![log_sum_exp] })
 }
 
-pub(in crate::attention) fn jvp<T: Real>(e: &Extents, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
-    let (primal, tangent, _) = evaluate::<T>(e, x, x_dot)?;
+pub(in crate::attention) fn jvp<T: Real>(
+    e: &Extents,
+    x: &[&Tensor],
+    x_dot: &[Option<&Tensor>],
+    mask: Option<View<'_>>,
+) -> Result<Dual> {
+    let (primal, tangent, _) = evaluate::<T>(e, x, x_dot, mask)?;
     Ok(Dual { primal, tangent })
 }

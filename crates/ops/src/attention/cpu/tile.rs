@@ -167,13 +167,15 @@ pub(super) fn softmax<T: Real>(scores: &mut [Lanes<T>], state: &mut Softmax<T>) 
         for row in scores.iter() {
             max = max.zip(Wide::load(row, at), T::max);
         }
+        // A query that no key was allowed to yet keeps zeros.
+        let base = max.zip(max, |m, _| if m == T::NEG_INFINITY { T::ZERO } else { m });
         let mut sum = Wide([T::ZERO; WIDTH]);
         for row in scores.iter_mut() {
-            let p = Wide::load(row, at).zip(max, |s, m| (s - m).exp());
+            let p = Wide::load(row, at).zip(base, |s, m| (s - m).exp());
             p.store(row, at);
             sum = sum.zip(p, |a, b| a + b);
         }
-        let fade = old.zip(max, |old, max| (old - max).exp());
+        let fade = old.zip(base, |old, base| (old - base).exp());
         fade.store(&mut shrink, at);
         Wide::load(&state.sum, at).zip(fade, |s, f| s * f).zip(sum, |a, b| a + b).store(&mut state.sum, at);
         max.store(&mut state.max, at);
