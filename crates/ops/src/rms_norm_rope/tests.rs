@@ -35,8 +35,7 @@ fn every_rule_holds_on_random_shapes() {
 #[test]
 fn every_rule_holds_on_a_gpu() {
     // Heads whose halves accesses of 16 bytes do not divide and such that they do.
-    for (seed, [b, l, heads, half]) in [[1, 37, 2, 3], [2, 5, 2, 8], [0, 2, 1, 2]].into_iter().enumerate()
-    {
+    for (seed, [b, l, heads, half]) in [[1, 37, 2, 3], [2, 5, 2, 8], [0, 2, 1, 2]].into_iter().enumerate() {
         for scope in [NormScope::Width, NormScope::Head] {
             for style in [None, Some(RopeStyle::Interleaved), Some(RopeStyle::HalfSplit)] {
                 let k = if style.is_some() { 2 * half } else { 2 * half + 1 };
