@@ -34,9 +34,8 @@ fn every_rule_holds_on_random_shapes() {
 
 #[test]
 fn every_rule_holds_on_a_gpu() {
-    // Heads of one pair, of pairs that no access of 16 bytes holds, and of such that it does.
-    for (seed, [b, l, heads, half]) in [[2, 3, 3, 1], [1, 37, 2, 3], [2, 5, 2, 8], [0, 2, 1, 2]].into_iter().enumerate()
-    {
+    // Heads whose halves accesses of 16 bytes do not divide and such that they do.
+    for (seed, [b, l, heads, half]) in [[1, 37, 2, 3], [2, 5, 2, 8], [0, 2, 1, 2]].into_iter().enumerate() {
         for scope in [NormScope::Width, NormScope::Head] {
             for style in [None, Some(RopeStyle::Interleaved), Some(RopeStyle::HalfSplit)] {
                 let k = if style.is_some() { 2 * half } else { 2 * half + 1 };
@@ -51,7 +50,7 @@ fn every_rule_holds_on_a_gpu() {
 
 #[test]
 fn every_rule_holds_in_bf16_on_a_gpu() {
-    for (seed, [b, l, heads, half]) in [[2, 9, 3, 16], [1, 3, 5, 64], [2, 5, 2, 3]].into_iter().enumerate() {
+    for (seed, [b, l, heads, half]) in [[2, 9, 3, 16], [2, 5, 2, 3]].into_iter().enumerate() {
         for scope in [NormScope::Width, NormScope::Head] {
             for style in [None, Some(RopeStyle::Interleaved), Some(RopeStyle::HalfSplit)] {
                 let rope = style.map(|s| rope(s, l, half, seed as u64));

@@ -4,6 +4,7 @@
 // `partials` [groups·slabs, d], which partials.cu adds.
 // Geometry and alignment: rows.cuh.
 
+/// Rows that `column_sum` has in flight.
 constexpr int AHEAD = 4;
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -26,21 +27,24 @@ column_sum(A* partials, const T* x, i64 per_group, i64 slab, i64 d) {
     store_sums(partials + blockIdx.x * d, sum, c, shared);
 }
 
+/// Rows that `add_rows` has in flight beside its vector: fewer where a thread has much of a row.
+constexpr int BESIDE = PACKS > 2 ? 2 : AHEAD;
+
 template <class B> __device__ __forceinline__ void add_to_rows(T* y, const T* x, const B* b, i64 per_group, i64 slab, i64 d) {
     const Columns c = columns((int)d);
     const Slab s = slab_of(per_group, slab);
     b += s.group * d;
     A vector[PACKS][WIDTH];
     each([&](int p, int i) { vector[p][i] = c.at[p] >= 0 ? (A)widen(b[c.at[p] + i]) : (A)0; });
-    for (i64 r = s.first; r < s.end; r += AHEAD * TEAMS) {
-        Chunk rows[AHEAD][PACKS];
+    for (i64 r = s.first; r < s.end; r += BESIDE * TEAMS) {
+        Chunk rows[BESIDE][PACKS];
 #pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
+        for (int a = 0; a < BESIDE; a++) {
             i64 row = r + a * TEAMS + team();
             load_row(rows[a], x + row * d, c, x != nullptr && row < s.end);
         }
 #pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
+        for (int a = 0; a < BESIDE; a++) {
             i64 row = r + a * TEAMS + team();
             A out[PACKS][WIDTH];
             each([&](int p, int i) { out[p][i] = widen(rows[a][p].v[i]) + vector[p][i]; });

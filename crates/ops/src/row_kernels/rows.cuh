@@ -4,7 +4,7 @@
 // THREADS/TEAM teams, and walks one slab: up to `slab` consecutive rows of one group, which share their modulation. A thread
 // has the same columns of every row, so that modulations and sums over rows stay in its registers.
 //
-// TEAM is a power of two below a warp, or THREADS, a multiple of a warp. ALIGNED: chunks are 16 bytes and every row starts at a
+// TEAM is a power of two up to a warp, or THREADS, a multiple of a warp. ALIGNED: chunks are 16 bytes and every row starts at a
 // multiple of 16 bytes. A row that does not fit the registers spills, and is still right.
 
 typedef ELEMENT T;
