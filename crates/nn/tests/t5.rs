@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use fewstep_nn::t5::{T5Config, T5Encoder, T5Layout, Tokens, bucket};
 use fewstep_ops::{Forward, Grads, ParamId, Params, Plain, Recompute, Reverse};
+use fewstep_tensor::cuda::EMULATED;
 use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Tensor, arith};
@@ -122,6 +123,22 @@ fn rows_past_the_length_are_zero_and_the_others_the_published_ones() {
 
 /// Padding and other sequences change how many rows a product has, by which the kernels choose the order of its sums; nothing
 /// else. Here every inner extent fits one block of the kernels, so even the bits are the same.
+#[test]
+fn a_gpu_computes_the_embeddings_of_the_host() {
+    for (weights, io) in [CASES[0], CASES[4]] {
+        let case = Case::new(weights, io);
+        let on_gpu = |dtype: DType| {
+            let params = case.load(dtype.wide()).to(EMULATED, dtype).unwrap();
+            case.encoder.encode(&params, &case.sequences(), case.len, dtype).unwrap()
+        };
+        let want = case.trimmed(DType::F64);
+        assert_close("f64 on a GPU", &on_gpu(DType::F64), &want, 1e-11);
+        // Some ten results a layer are rounded on the way of the values, each to half a unit of 8 bits.
+        let roundings = 10 * case.encoder.config().layers;
+        assert_close("bf16 on a GPU", &on_gpu(DType::Bf16), &want, roundings as f64 * 2f64.powi(-8));
+    }
+}
+
 #[test]
 fn leaving_padding_out_changes_no_bit_where_products_are_small() {
     for (weights, io) in CASES {

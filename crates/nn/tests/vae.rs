@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use fewstep_nn::Error;
 use fewstep_nn::vae::{Half, Step, Tile, VaeConfig, VaeLayout, VaeOptions, WanVae};
 use fewstep_ops::{Forward, Grads, Params, Recompute, Reverse, suite};
+use fewstep_tensor::cuda::EMULATED;
 use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::{DType, Tensor};
 
@@ -68,6 +69,23 @@ fn images_and_videos_are_encoded_and_decoded_as_published() {
             let want = theirs.get(&format!("dec_{kind}.f64")).unwrap();
             assert_close(&format!("{name} diffusers"), &clamped(&video), want, tolerance);
         }
+    }
+}
+
+#[test]
+fn a_gpu_encodes_and_decodes_as_the_host() {
+    let (vae, params) = load(LAYOUTS[0], DType::F64);
+    let (video, latent) = (pattern(&[1, 3, 5, 8, 16]), pattern(&[1, 16, 2, 1, 1]));
+    let run = |params: &Params| {
+        let z = vae.encode(params, &video, &WHOLE, &mut go_on).unwrap();
+        [z, vae.decode(params, &latent, &WHOLE, &mut go_on).unwrap()]
+    };
+    let (want, got) = (run(&params), run(&params.to(EMULATED, DType::F64).unwrap()));
+    let rounded = run(&params.to(EMULATED, DType::Bf16).unwrap());
+    for (i, what) in ["encode", "decode"].into_iter().enumerate() {
+        assert_close(&format!("{what} in f64"), &got[i], &want[i], 1e-11);
+        // Some fifty results are rounded on the way of the values, each to half a unit of 8 bits.
+        assert_close(&format!("{what} in bf16"), &rounded[i], &want[i], 50.0 * 2f64.powi(-8));
     }
 }
 

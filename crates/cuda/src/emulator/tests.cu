@@ -219,6 +219,14 @@ extern "C" __global__ void writes_a_byte_of_a_word(const u32* which, u32* y) {
         shuffle(0, 0);
     }
 }
+// Bytes 13 to 16, of which thread 16 writes the last.
+extern "C" __global__ void reads_across_words(u32* y) {
+    __shared__ __align__(16) unsigned char x[32];
+    x[threadIdx.x] = (unsigned char)threadIdx.x;
+    barrier();
+    if (threadIdx.x == 16) x[16] = 0;
+    if (threadIdx.x == 0) __builtin_memcpy(y, x + 13, 4);
+}
 // All read, then thread who[0] writes; the warp meets in between if who[1].
 extern "C" __global__ void one_writes_what_all_read(const u32* who, u32* y) {
     __shared__ u32 x;

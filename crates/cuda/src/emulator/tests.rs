@@ -211,6 +211,7 @@ fn bytes_of_a_word_are_apart() {
         y[32..],
         (0..128).map(|i| if i % 4 > 0 { 0 } else { [i / 16, 1, 2, 3][i as usize % 16 / 4] }).collect::<Vec<u32>>()
     );
+    says(&defect("reads_across_words", (1, 32, 0), &[], 1), &["race: ", "static shared memory"]);
     for case in 0..32 {
         let (byte, byte_first, reads) = (case / 4, case / 2 % 2, case % 2);
         match run("writes_a_byte_of_a_word", (1, 2, 0), &[&[byte, byte_first, reads]], 1) {

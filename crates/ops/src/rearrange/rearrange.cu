@@ -4,6 +4,8 @@
 // that are nearest to one another in x, so that a warp reads runs; what it writes shares sectors with its neighbours' writes.
 // Axes, from the outermost for threads: six outer ones, the vectors along y's inner axes, two lanes; y's inner axes themselves,
 // at most three, from the innermost, make up a vector. Grid: 1-D over vectors. Alignment: UNIT·VECTOR bytes of y, UNIT of x.
+// H100, 2026-11, patches of [32, 16, 20, 60, 104] in bf16: 1.9 to 2.1 TB/s; with neighbouring threads along y, a unit each, 0.5
+// to 1.1.
 
 template <int BYTES> struct Bits;
 template <> struct Bits<2> { typedef u16 type; };
