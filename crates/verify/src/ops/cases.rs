@@ -100,8 +100,10 @@ fn linear() -> Vec<Case> {
         [(&[3, 5, 7], 4), (&[1, 1], 1), (&[0, 3], 2), (&[2, 9, 33], 65), (&[4], 3), (&[2, 3], 0), (&[64, 48], 56)];
     for (x, o) in small {
         let i = x[x.len() - 1];
-        all.push(Case::new(Linear { bias: true }, &[x, &[o, i], &[o]]));
-        all.push(Case::new(Linear { bias: false }, &[x, &[o, i]]));
+        // The tangents by x and by W are rounded one after the other: of a single element they may cancel.
+        let half = |case: Case| if o == 1 { case.never_half() } else { case };
+        all.push(half(Case::new(Linear { bias: true }, &[x, &[o, i], &[o]])));
+        all.push(half(Case::new(Linear { bias: false }, &[x, &[o, i]])));
     }
     all.push(Case::new(Linear { bias: true }, &[&[5, 40], &[24, 40], &[24]]).and_windows());
     // One row, many rows, odd extents; Wan's widths.
@@ -297,7 +299,9 @@ fn relative_attention() -> Vec<Case> {
         case(1, 8, 8, 23, &[[7, 5], [9, 9]]).and_windows(),
         case(1, 5, 34, 77, &[[0, 0], [35, 33], [2, 1]]).large(),
         case(2, 8, 8, 151, &[[70, 41], [33, 33]]).large(),
-        case(6, 64, 64, 399, &[[200, 150], [77, 77]]).large(),
+        case(6, 16, 24, 399, &[[200, 150], [77, 77]]).large(),
+        // Scores as wide as an encoder's bend too sharply for a difference quotient.
+        case(6, 64, 64, 399, &[[200, 150], [77, 77]]).large().only_half(),
     ]
 }
 
