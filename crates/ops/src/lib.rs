@@ -43,7 +43,7 @@ mod upsample;
 pub use activation::Activation;
 pub use adapters::{Adapter, Adapters};
 pub use add::Add;
-pub use attention::{Attention, Mask, MaskedAttention, Pairs};
+pub use attention::{Attention, Mask, MaskedAttention, Pairs, hopper_kernels};
 pub use cast::Cast;
 pub use causal_conv::{CausalConv, Padding};
 pub use channel_norm::ChannelNorm;

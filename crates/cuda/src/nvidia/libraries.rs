@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
+/// What the compiler's built-in functions are called, up to the version.
+const BUILTINS: &str = "libnvrtc-builtins.so";
+
 /// Folders, in this order: `FEWSTEP_CUDA_LIBRARIES`, the toolkit's, and those of wheels in the usual Python environments.
 fn folders() -> Vec<PathBuf> {
     let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
@@ -37,17 +40,25 @@ fn find(present: impl Fn() -> bool, library: &'static str, wheel: &'static str) 
     if present() {
         return Ok(());
     }
-    for file in folders().into_iter().map(|folder| folder.join(library)).filter(|file| file.is_file()) {
-        // SAFETY: loading runs the initialisers of a library of CUDA.
-        if let Ok(loaded) = unsafe { libloading::Library::new(&file) } {
-            // It stays for the life of the process, as what is found by name does.
-            std::mem::forget(loaded);
-            if present() {
-                return Ok(());
-            }
+    for folder in folders().into_iter().filter(|folder| folder.join(library).is_file()) {
+        // The compiler looks for its built-in functions by name, too.
+        let beside = children(&folder);
+        let is_builtins = |file: &&PathBuf| file.file_name().is_some_and(|n| n.to_string_lossy().starts_with(BUILTINS));
+        beside.iter().filter(is_builtins).for_each(|file| keep_loaded(file));
+        keep_loaded(&folder.join(library));
+        if present() {
+            return Ok(());
         }
     }
     Err(Error::Library { library, wheel })
+}
+
+/// Loads a library for the life of the process, as what is found by name is. One that cannot be loaded is not found later.
+fn keep_loaded(file: &Path) {
+    // SAFETY: loading runs the initialisers of a library of CUDA.
+    if let Ok(loaded) = unsafe { libloading::Library::new(file) } {
+        std::mem::forget(loaded);
+    }
 }
 
 pub(super) fn driver() -> Result<()> {

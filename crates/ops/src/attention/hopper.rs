@@ -1,6 +1,6 @@
 //! Launches of the kernels for Hopper: bulk tensor copies and warpgroup products. What each takes is written in its source.
 
-use fewstep_tensor::cuda::{Launch, Source, TensorMap, Tiling, gpu};
+use fewstep_tensor::cuda::{Launch, Source, TensorMap, Tiling, Variant, gpu};
 use fewstep_tensor::{DType, Tensor};
 
 use super::Extents;
@@ -29,14 +29,31 @@ const KEYS_STAGES: usize = 3;
 const KEYS_FLOATS: usize = 2;
 const QUERIES_STAGES: usize = 5;
 const QUERIES_FLOATS: usize = 0;
-/// The most blocks that share the queries of one tile of keys: each leaves its terms in memory.
-const PARTS: usize = 8;
+/// Blocks of the kernel over keys below which several share the queries of a tile of keys: two for each multiprocessor of an
+/// H100, and the same everywhere, so that the sums do not depend on the GPU.
+const BLOCKS: usize = 264;
 
 /// Whether these kernels compute an attention on a GPU of this compute capability: by extents alone, so that the rules agree
 /// on the primal bit for bit.
 pub(super) fn serves(e: &Extents, dtype: DType, capability: (i32, i32)) -> bool {
     let some = [e.b, e.l, e.s].iter().all(|&n| n > 0) && e.b * e.n * e.l.div_ceil(TILE) < 1 << 31;
     dtype == DType::Bf16 && capability == (9, 0) && e.k == e.v && WIDTHS.contains(&e.k) && e.scale > 0.0 && some
+}
+
+/// Every variant of these kernels, so that they can be compiled where there is no such GPU.
+pub fn hopper_kernels() -> Vec<Variant> {
+    let define = |name: &str, value: &dyn ToString| (name.to_string(), value.to_string());
+    let variant = |source, head: usize| Variant { source, defines: vec![define("ELEMENT", &"bf16"), define("HEAD", &head)] };
+    let mut all = Vec::new();
+    for head in WIDTHS {
+        all.push(variant(BACKWARD, head));
+        for tangents in 0..8 {
+            let mut forward = variant(FORWARD, head);
+            forward.defines.push(define("TANGENTS", &tangents));
+            all.push(forward);
+        }
+    }
+    all
 }
 
 /// [B, rows, N, HEAD] as the copy engine sees it.
@@ -120,8 +137,7 @@ pub(super) fn backward(
     if wanted[1] || wanted[2] {
         let [k_bar, v_bar] = [Tensor::empty(k.shape(), dtype, device)?, Tensor::empty(v.shape(), dtype, device)?];
         let blocks = e.s.div_ceil(BACKWARD_ROWS);
-        let idle = gpu(device)?.properties().multiprocessors / (blocks * e.n * e.b);
-        let parts = idle.clamp(1, PARTS).min(padded / TILE);
+        let parts = (BLOCKS / (blocks * e.n * e.b)).clamp(1, padded / TILE);
         let sums = if parts > 1 { parts * 2 * e.b * e.n * e.s * e.k } else { 0 };
         let sums = Tensor::empty(&[sums], DType::F32, device)?;
         maps(launch("attention_backward_keys")?)?

@@ -15,6 +15,8 @@ use fewstep_tensor::{Device, Tensor, dispatch_float};
 use crate::cost::inputs;
 use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
 
+pub use hopper::hopper_kernels;
+
 const NAME: &str = "attention";
 
 /// y = softmax(scale·q·kᵀ)·v for each head, without a mask.
