@@ -174,7 +174,7 @@ fn rms_norm_rope() -> Vec<Case> {
     // Samples, tokens, heads, pairs of a head; whether it is too much to emulate.
     let extents = [
         ([2, 3, 3, 1], false),
-        ([1, 37, 2, 3], false),
+        ([1, 37, 2, 3], true),
         ([2, 5, 2, 8], false),
         ([0, 2, 1, 2], false),
         ([1, 3, 2, 32], false),
