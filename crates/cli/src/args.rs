@@ -39,6 +39,8 @@ pub enum Command {
     Evaluate(EvaluateArgs),
     /// Compare forward-mode tangents with difference quotients, for any model
     CheckJvp(CheckJvpArgs),
+    /// Prove every op and the published networks on a device
+    Verify(VerifyArgs),
     /// Time the network's passes and measure their memory
     Bench(BenchArgs),
     /// Tell memory, work and time of a sampling or distillation before anything is loaded
@@ -346,6 +348,27 @@ pub struct CheckJvpArgs {
     /// Seed of the input drawn for a model
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Where to compute: cpu, cuda, or cuda:N
+    #[arg(long, default_value_t)]
+    pub device: DeviceArg,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Every op is held against difference quotients and its own adjoint in f64, against f64 in f32 and, on a GPU, in \
+    bf16; networks, tangents, gradients and losses against the published implementations' own numbers."
+)]
+pub struct VerifyArgs {
+    /// Folder of the published numbers [default: fixtures, if there is one]
+    #[arg(long, value_name = "DIR")]
+    pub fixtures: Option<PathBuf>,
+    /// Only checks whose op, fixture or case contains this
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
+    /// Print every check as JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
     /// Where to compute: cpu, cuda, or cuda:N
     #[arg(long, default_value_t)]
     pub device: DeviceArg,

@@ -55,6 +55,19 @@ pub enum Error {
          values too large for the precision; --no-check skips this check at the start of a distillation"
     )]
     WrongTangent,
+    /// A check failed on the device.
+    #[error("{failed} of {checks} checks failed on {device} (see the list): do not trust what it computes")]
+    Unverified {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        checks: usize,
+        /// The device.
+        device: fewstep_tensor::Device,
+    },
+    /// A fixture was refused.
+    #[error(transparent)]
+    Verify(fewstep_verify::Error),
     /// The report could not be made.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
@@ -149,6 +162,16 @@ impl From<fewstep_pipeline::Error> for Error {
             fewstep_pipeline::Error::Network(e) => e.into(),
             fewstep_pipeline::Error::Tensor(e) => e.into(),
             other => Error::Pipeline(other),
+        }
+    }
+}
+
+impl From<fewstep_verify::Error> for Error {
+    fn from(e: fewstep_verify::Error) -> Self {
+        match e {
+            fewstep_verify::Error::Tensor(e) => e.into(),
+            fewstep_verify::Error::Network(e) => e.into(),
+            other => Error::Verify(other),
         }
     }
 }

@@ -480,7 +480,7 @@ pub fn relative_l2(got: &Tensor, want: &Tensor) -> f64 {
     if got.shape() != want.shape() {
         return f64::NAN;
     }
-    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.fold(0.0, |sum, x| sum + x * x).sqrt();
     let (got, want) = (got.to_vec_f64(), want.to_vec_f64());
     let scale = norm(&mut want.iter().copied());
     norm(&mut got.iter().zip(&want).map(|(a, b)| a - b)) / if scale > 0.0 { scale } else { 1.0 }

@@ -111,4 +111,34 @@ macro_rules! element {
 
 element!(f32, F32, F32, |x: f32| x as f64, |x: f64| x as f32);
 element!(f64, F64, F64, |x: f64| x, |x: f64| x);
-element!(bf16, Bf16, Bf16, |x: bf16| x.to_f64(), bf16::from_f64);
+element!(bf16, Bf16, Bf16, |x: bf16| x.to_f64(), nearest_bf16);
+
+/// The nearest bf16, ties to even; `bf16::from_f64` sees the first 32 bits of a double alone, and takes for a tie what is none.
+pub(crate) fn nearest_bf16(x: f64) -> bf16 {
+    let near = x as f32;
+    if f64::from(near) == x || x.is_nan() {
+        return bf16::from_f32(near);
+    }
+    // The float toward zero with its last bit set rounds as x would.
+    let away = f64::from(near).abs() > x.abs();
+    bf16::from_f32(f32::from_bits((near.to_bits() - u32::from(away)) | 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doubles_are_rounded_once_to_the_nearest_bf16() {
+        let (step, little) = (2f64.powi(-7), 2f64.powi(-40));
+        for sign in [1.0, -1.0] {
+            let rounded = |x: f64| nearest_bf16(sign * x).to_f64() * sign;
+            assert_eq!([1.0 + step / 2.0, 1.0 + 1.5 * step].map(rounded), [1.0, 1.0 + 2.0 * step], "ties to even");
+            assert_eq!(rounded(1.0 + step / 2.0 + little), 1.0 + step, "just above a tie");
+            assert_eq!(rounded(1.0 + 1.5 * step - little), 1.0 + step, "just below a tie");
+            assert_eq!([f64::MAX, 0.0, f64::MIN_POSITIVE].map(rounded), [f64::INFINITY, 0.0, 0.0]);
+            assert_eq!(rounded(2f64.powi(-133)), 2f64.powi(-133), "subnormal");
+        }
+        assert!(nearest_bf16(f64::NAN).is_nan());
+    }
+}

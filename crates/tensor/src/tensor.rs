@@ -4,7 +4,7 @@ use std::sync::Arc;
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::dtype::{DType, Device, Element};
+use crate::dtype::{DType, Device, Element, nearest_bf16};
 use crate::error::{Error, Result};
 use crate::map::{FileMap, Window};
 use crate::cuda::CudaStorage;
@@ -88,7 +88,7 @@ impl Tensor {
             (Device::Cuda(ordinal), _) => Self::on_cuda(crate::cuda::full(shape, value, dtype, ordinal), shape, dtype, ordinal),
             (Device::Cpu, DType::F32) => Self::cpu_with(shape, |o: &mut [f32]| o.fill(value as f32)),
             (Device::Cpu, DType::F64) => Self::cpu_with(shape, |o: &mut [f64]| o.fill(value)),
-            (Device::Cpu, DType::Bf16) => Self::cpu_with(shape, |o: &mut [bf16]| o.fill(bf16::from_f64(value))),
+            (Device::Cpu, DType::Bf16) => Self::cpu_with(shape, |o: &mut [bf16]| o.fill(nearest_bf16(value))),
         }
     }
 
@@ -331,7 +331,7 @@ impl Tensor {
             (DType::Bf16, DType::F32) => self.convert::<bf16, f32>(bf16::to_f32),
             (DType::Bf16, _) => self.convert::<bf16, f64>(bf16::to_f64),
             (DType::F32, _) => self.convert::<f32, bf16>(bf16::from_f32),
-            (DType::F64, _) => self.convert::<f64, bf16>(bf16::from_f64),
+            (DType::F64, _) => self.convert::<f64, bf16>(nearest_bf16),
         }
     }
 

@@ -16,10 +16,10 @@ pub enum Error {
     /// A training step refused.
     #[error(transparent)]
     Distill(#[from] fewstep_distill::Error),
-    /// A fixture does not hold what it must.
-    #[error("fixture {name}: {reason}; fetch the fixtures again")]
+    /// A fixture does not hold what it must, or a computation does not give what it must.
+    #[error("{name}: {reason}")]
     Fixture {
-        /// The fixture.
+        /// The fixture or the computation.
         name: String,
         /// What is wrong.
         reason: String,

@@ -1,11 +1,12 @@
-//! Random numbers, conversions and sums.
+//! Random numbers, conversions, sums, and steps of the optimiser.
 
+use fewstep_distill::optimizer::{AdamW, AdamWConfig, Followers, Step};
 use fewstep_ops::suite::Margin;
 use fewstep_tensor::arith::{self, Term};
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor};
 
-use crate::{Check, Result, dtypes};
+use crate::{Check, Error, Result, dtypes};
 
 const SEED: u64 = 5;
 
@@ -21,7 +22,52 @@ pub fn checks(device: Device) -> Vec<Check> {
         check("conversion", "the bits of the host's, of and to every dtype", conversions),
         check("sums", "squares, magnitudes, products and non-finite values", sums),
         check("arithmetic", "sums, differences and combinations", arithmetic),
+        optimizer(device),
     ]
+}
+
+/// Steps of AdamW with its average and its copies in bf16: the bits of the host's.
+fn optimizer(device: Device) -> Check {
+    let prove = move |dtype| steps(device, dtype).map_err(|e| e.to_string());
+    Check::new(
+        ("adamw", "parameters, averages and copies after three steps, with and without a first moment and clipping"),
+        &[DType::F32],
+        move |dtype| drop(steps(device, dtype)),
+        prove,
+    )
+}
+
+fn steps(device: Device, dtype: DType) -> Result<Margin> {
+    let shapes: [&[usize]; 4] = [&[1], &[4, 3], &[3, 11_000], &[7, 129]];
+    let names: Vec<String> = (0..shapes.len()).map(|i| format!("weight {i}")).collect();
+    let draw = |purpose, to: Device| -> Result<Vec<Tensor>> {
+        // Eighths, whose squares are summed exactly: then clipping is by the same factor whatever the order.
+        let eighths = |t: &Tensor| t.to_vec_f64().iter().map(|x| (8.0 * x).round() / 8.0).collect::<Vec<f64>>();
+        let drawn = fewstep_ops::suite::draw(SEED, purpose, &shapes)?;
+        let one = |t: &Tensor| Tensor::from_vec(eighths(t), t.shape())?.to_dtype(dtype).to_device(to);
+        Ok(drawn.iter().map(one).collect::<fewstep_tensor::Result<_>>()?)
+    };
+    let mut pairs = Vec::new();
+    for (betas, clip_norm) in [([0.0, 0.999], None), ([0.9, 0.95], Some(1.0))] {
+        let config = AdamWConfig { learning_rate: 1e-2, warmup_steps: 4, betas, clip_norm, ..AdamWConfig::default() };
+        let run = |to: Device| -> Result<Vec<Tensor>> {
+            let (mut params, mut averages) = (draw(0, to)?, draw(1, to)?);
+            let mut copies: Vec<Tensor> = params.iter().map(|p| p.to_dtype(DType::Bf16)).collect();
+            let mut optimizer = AdamW::new(config.clone(), &names, &params)?;
+            for k in 2..5 {
+                let copies = copies.iter_mut().map(Some).collect();
+                let followers = Followers { average: Some((&mut averages, 0.25)), copies };
+                let step = optimizer.step_with(&mut params, &draw(k, to)?, 0.5, followers)?;
+                if let Step::Skipped(bad) = step {
+                    let reason = format!("{} gradients that are not finite in {}", bad.count, bad.name);
+                    return Err(Error::Fixture { name: "adamw".into(), reason });
+                }
+            }
+            Ok([params, averages, copies].concat())
+        };
+        pairs.extend(run(device)?.into_iter().zip(run(Device::Cpu)?));
+    }
+    same(&pairs)
 }
 
 /// Something that holds bit for bit: the share of elements that differ, of which none may.

@@ -15,6 +15,7 @@ mod sample;
 mod teach;
 mod train_classifier;
 mod training;
+mod verify;
 
 use clap::CommandFactory;
 
@@ -36,6 +37,7 @@ pub fn run(cli: Cli) -> Result<bool> {
         Command::Dataset(a) => dataset::run(&a),
         Command::Evaluate(a) => evaluate::run(&a).map(|()| false),
         Command::CheckJvp(a) => check_jvp::run(&a).map(|()| false),
+        Command::Verify(a) => verify::run(&a).map(|()| false),
         Command::Bench(a) => bench::run(&a).map(|()| false),
         Command::Plan(a) => plan::run(&a).map(|()| false),
         Command::Config(a) => config::run(&a).map(|()| false),

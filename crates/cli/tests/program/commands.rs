@@ -72,13 +72,32 @@ fn evaluation_refuses_what_measures_nothing() {
 }
 
 #[test]
-fn the_device_is_cpu_or_refused_with_the_list() {
+fn a_device_that_is_none_is_refused_with_the_list_and_one_that_is_not_there_with_a_remedy() {
     let place = Place::new();
-    place.done(&sample(TEACHER, &["--prompt", PROMPT, "--device", "cpu"]));
-    for device in ["cuda", "gpu", ""] {
-        let message = place.misused(&sample(TEACHER, &["--prompt", PROMPT, "--device", device]));
-        assert_says(&message, &["--device", "[possible values: cpu]"]);
+    let on = |device| sample(TEACHER, &["--prompt", PROMPT, "--device", device]);
+    place.done(&on("cpu"));
+    for device in ["gpu", "", "cuda:", "cuda:x"] {
+        assert_says(&place.misused(&on(device)), &["--device", "a device is cpu, cuda, or cuda:N"]);
     }
+    // No machine has so many; most that run tests have no driver.
+    assert_says(&place.refused(&on("cuda:99")), &["driver"]);
+}
+
+#[test]
+fn verify_proves_an_op_on_the_cpu_and_refuses_what_it_cannot() {
+    let place = Place::empty();
+    let table = place.done(&["verify", "--device", "cpu", "--only", "linear"]);
+    assert_says(&table, &["linear", "f64", "f32", "ok", "all hold"]);
+    let json = place.done(&["verify", "--only", "upsample", "--json"]);
+    let rows: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(rows.as_array().is_some_and(|rows| !rows.is_empty() && rows.iter().all(|r| r["ok"] == true)), "{rows}");
+    let fixtures = crate::fixtures();
+    let published = place.done(&["verify", "--only", "attention_jvp", "--fixtures", fixtures.to_str().unwrap()]);
+    assert_says(&published, &["attention_jvp", "all hold"]);
+    assert_says(&place.refused(&["verify", "--only", "no such op"]), &["'no such op'", "--only"]);
+    assert_says(&place.refused(&["verify", "--fixtures", "none"]), &["none", "check the path"]);
+    assert_says(&place.refused(&["verify", "--device", "cuda:99"]), &["driver"]);
+    assert_says(&place.misused(&["verify", "--device", "gpu"]), &["a device is cpu, cuda, or cuda:N"]);
 }
 
 /// Asserts closeness relative to the largest reference.

@@ -88,7 +88,9 @@ fn add() -> Vec<Case> {
         (&[2, 1, 136], &[1, 21, 136]),
     ];
     let both = shapes.iter().flat_map(|&(a, b)| [[a, b], [b, a]]);
-    let mut all: Vec<Case> = both.map(|shapes| Case::new(Add, &shapes)).collect();
+    let large = |case: Case, a: &[usize]| if a.iter().product::<usize>() > 2_000 { case.large() } else { case };
+    let mut all: Vec<Case> =
+        both.map(|[a, b]| large(large(Case::new(Add, &[a, b]), a), b)).collect();
     all.push(Case::new(Add, &[&[9, 304], &[9, 304]]).and_windows());
     all.push(Case::new(Add, &[&[3, 7, 136], &[136]]).and_windows());
     all
@@ -100,8 +102,10 @@ fn linear() -> Vec<Case> {
         [(&[3, 5, 7], 4), (&[1, 1], 1), (&[0, 3], 2), (&[2, 9, 33], 65), (&[4], 3), (&[2, 3], 0), (&[64, 48], 56)];
     for (x, o) in small {
         let i = x[x.len() - 1];
-        all.push(Case::new(Linear { bias: true }, &[x, &[o, i], &[o]]));
-        all.push(Case::new(Linear { bias: false }, &[x, &[o, i]]));
+        // The tangents by x and by W are rounded one after the other: of a single element they may cancel.
+        let half = |case: Case| if o == 1 { case.never_half() } else { case };
+        all.push(half(Case::new(Linear { bias: true }, &[x, &[o, i], &[o]])));
+        all.push(half(Case::new(Linear { bias: false }, &[x, &[o, i]])));
     }
     all.push(Case::new(Linear { bias: true }, &[&[5, 40], &[24, 40], &[24]]).and_windows());
     // One row, many rows, odd extents; Wan's widths.
@@ -172,8 +176,8 @@ fn rms_norm_rope() -> Vec<Case> {
     // Samples, tokens, heads, pairs of a head; whether it is too much to emulate.
     let extents = [
         ([2, 3, 3, 1], false),
-        ([1, 37, 2, 3], false),
-        ([2, 5, 2, 8], false),
+        ([1, 37, 2, 3], true),
+        ([2, 5, 2, 8], true),
         ([0, 2, 1, 2], false),
         ([1, 3, 2, 32], false),
         ([1, 5, 12, 64], true),
@@ -219,8 +223,8 @@ fn attention() -> Vec<Case> {
     .map(|e| case(e, Some(0.4)))
     .into();
     all.push(case([1, 17, 21, 2, 64, 64], None).and_windows());
-    all.push(case([1, 5, 70, 1, 128, 128], None));
-    all.push(case([1, 70, 9, 2, 32, 64], None));
+    all.push(case([1, 5, 70, 1, 128, 128], None).large());
+    all.push(case([1, 70, 9, 2, 32, 64], None).large());
     let large = [[1, 70, 300, 2, 5, 9], [2, 161, 129, 1, 33, 40], [1, 300, 70, 1, 3, 5], [1, 70, 20, 34, 2, 3]];
     all.extend(large.map(|e| case(e, Some(0.4)).large()));
     // Every head width that is a multiple of 8.
@@ -297,7 +301,9 @@ fn relative_attention() -> Vec<Case> {
         case(1, 8, 8, 23, &[[7, 5], [9, 9]]).and_windows(),
         case(1, 5, 34, 77, &[[0, 0], [35, 33], [2, 1]]).large(),
         case(2, 8, 8, 151, &[[70, 41], [33, 33]]).large(),
-        case(6, 64, 64, 399, &[[200, 150], [77, 77]]).large(),
+        case(6, 16, 24, 399, &[[200, 150], [77, 77]]).large(),
+        // Scores as wide as an encoder's bend too sharply for a difference quotient.
+        case(6, 64, 64, 399, &[[200, 150], [77, 77]]).large().only_half(),
     ]
 }
 
