@@ -32,22 +32,22 @@ pub enum Passes {
     All,
 }
 
-/// Makes ready the kernels that a network launches, several at a time: they take a while the first time. On a CPU there is
-/// nothing to do. `x` is a state of the shape to come; nothing is computed.
+/// Makes ready the kernels that a network launches. `x` is the shape of the states to come.
 ///
 /// # Errors
 /// If the network refuses the shape, or a kernel does not compile.
-pub fn prepare<N: Network>(
+pub fn prepare_network<N: Network>(
     model: Predictor<'_, N>,
     x: &[usize],
     conditions: &Conditions,
     (compute, passes): (Compute, Passes),
 ) -> Result<()> {
-    let Device::Cuda(_) = compute.device else { return Ok(()) };
-    let gpu = gpu(compute.device)?;
+    if compute.device == Device::Cpu {
+        return Ok(());
+    }
     let (x, t) = (Tensor::empty(x, DType::F64, compute.device)?, vec![TrigTime::NOISE; x[0]]);
     let conditions = compute.conditions(conditions)?;
-    let (ran, variants) = gpu.noting(|| -> Result<()> {
+    prepare(compute, || {
         model.velocity(&x, &t, &conditions)?;
         if passes == Passes::All {
             model.velocity_jvp((&x, &x), (&t, &vec![1.0; t.len()]), &conditions)?;
@@ -55,7 +55,18 @@ pub fn prepare<N: Network>(
             tape.backward(x.clone(), &mut Grads::new(model.params))?;
         }
         Ok(())
-    });
+    })
+}
+
+/// Makes ready the kernels that `pass` launches, several at a time: they take a while the first time. On a CPU there is nothing
+/// to do. The pass runs without computing anything.
+///
+/// # Errors
+/// If the pass fails, or a kernel does not compile.
+pub fn prepare<T>(compute: Compute, pass: impl FnOnce() -> Result<T>) -> Result<()> {
+    let Device::Cuda(_) = compute.device else { return Ok(()) };
+    let gpu = gpu(compute.device)?;
+    let (ran, variants) = gpu.noting(pass);
     ran?;
     let mut progress = Progress::new("Compiling", variants.len() as u64);
     gpu.prepare(&variants, |_| progress.advance(1))?;

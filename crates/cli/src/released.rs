@@ -137,7 +137,7 @@ impl Released {
     /// # Errors
     /// If the network refuses the shape.
     pub fn prepare(&self, shape: &[usize], conditions: &Conditions) -> Result<()> {
-        device::prepare(self.first.predictor(), shape, conditions, (self.compute, Passes::Forward))
+        device::prepare_network(self.first.predictor(), shape, conditions, (self.compute, Passes::Forward))
     }
 
     /// Draws samples `[B, C, F, H, W]`, f32. `step` is told each finished step.

@@ -72,7 +72,7 @@ fn prepare(teacher: &Model, compute: Compute, source: &dyn ExampleSource) -> Res
     }
     let (examples, params) = (source.examples(0, 1)?, compute.weights(&teacher.params)?);
     let model = Predictor { denoiser: &teacher.denoiser, params: &params };
-    device::prepare(model, examples.x_0.shape(), &examples.conditions, (compute, Passes::All))
+    device::prepare_network(model, examples.x_0.shape(), &examples.conditions, (compute, Passes::All))
 }
 
 /// Continuous-time consistency stands on the tangent: refuses to start where it is not the derivative.
