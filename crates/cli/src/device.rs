@@ -2,8 +2,8 @@
 
 use fewstep_diffusion::{Predictor, TrigTime};
 use fewstep_ops::{Compute, Conditions, Grads, Network, Recompute};
-use fewstep_tensor::{DType, Device, Tensor};
 use fewstep_tensor::cuda::{cache_problem, gpu};
+use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::args::DeviceArg;
 use crate::error::Result;

@@ -87,7 +87,8 @@ impl Model {
         if file.metadata.contains_key(DESCRIPTION_KEY) {
             return Self::described(source, (&file, sha256), compute);
         }
-        let Transformer { denoiser, params, .. } = Transformer::of_file(file, &path, heads, compute.dtype.wide())?.on(compute)?;
+        let Transformer { denoiser, params, .. } =
+            Transformer::of_file(file, &path, heads, compute.dtype.wide())?.on(compute)?;
         let reference = TeacherReference { path: source.into(), sha256 };
         let sampling = TeacherSampling {
             sampler: Sampler::UniPc,

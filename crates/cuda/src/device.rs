@@ -71,7 +71,13 @@ impl Gpu {
             EMULATED => Box::new(crate::emulated::Emulated::new()?),
             _ => Box::new(Nvidia::open(ordinal)?),
         };
-        let gpu = Gpu(Arc::new(Inner { driver, account: Account::default(), modules: RwLock::default(), limit: usize::MAX.into(), noted: Mutex::default() }));
+        let gpu = Gpu(Arc::new(Inner {
+            driver,
+            account: Account::default(),
+            modules: RwLock::default(),
+            limit: usize::MAX.into(),
+            noted: Mutex::default(),
+        }));
         open.insert(ordinal, gpu.clone());
         Ok(gpu)
     }

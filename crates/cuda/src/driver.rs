@@ -37,12 +37,6 @@ pub(crate) trait Driver: Send + Sync + Debug {
 /// A compiled source.
 pub(crate) trait Module: Send + Sync {
     /// Starts a kernel: `args` point to the values of its parameters.
-    fn launch(
-        &self,
-        kernel: &str,
-        grid: [u32; 3],
-        threads: u32,
-        shared: usize,
-        args: &mut [*mut c_void],
-    ) -> Result<()>;
+    fn launch(&self, kernel: &str, grid: [u32; 3], threads: u32, shared: usize, args: &mut [*mut c_void])
+    -> Result<()>;
 }

@@ -7,7 +7,9 @@ pub enum Error {
     #[error("no NVIDIA driver was found (libcuda.so.1): install one, or compute with --device cpu")]
     NoDriver,
     /// There is a driver but no such device.
-    #[error("CUDA device {ordinal} was asked for, and the driver shows {count}: see nvidia-smi and CUDA_VISIBLE_DEVICES")]
+    #[error(
+        "CUDA device {ordinal} was asked for, and the driver shows {count}: see nvidia-smi and CUDA_VISIBLE_DEVICES"
+    )]
     NoDevice {
         /// The device asked for.
         ordinal: usize,
@@ -26,7 +28,9 @@ pub enum Error {
         wheel: &'static str,
     },
     /// Driver and compiler do not fit.
-    #[error("the driver runs CUDA {driver} and the compiler found is NVRTC {compiler}: update the driver, or install NVRTC {driver}")]
+    #[error(
+        "the driver runs CUDA {driver} and the compiler found is NVRTC {compiler}: update the driver, or install NVRTC {driver}"
+    )]
     DriverTooOld {
         /// The newest CUDA that the driver runs.
         driver: Version,

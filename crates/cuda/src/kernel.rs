@@ -63,7 +63,16 @@ pub struct Launch<'a> {
 impl<'a> Launch<'a> {
     /// A kernel of a source: one block of one warp, until told otherwise.
     pub fn new(gpu: &Gpu, source: &'a Source, kernel: &'static str) -> Self {
-        Launch { gpu: gpu.clone(), source, kernel, defines: Vec::new(), grid: [1; 3], threads: 32, shared: 0, args: Vec::new() }
+        Launch {
+            gpu: gpu.clone(),
+            source,
+            kernel,
+            defines: Vec::new(),
+            grid: [1; 3],
+            threads: 32,
+            shared: 0,
+            args: Vec::new(),
+        }
     }
 
     /// Defines a macro for the source: another value is another compilation.
@@ -130,7 +139,8 @@ impl<'a> Launch<'a> {
         if self.grid.contains(&0) {
             return Ok(());
         }
-        let fits = |n: usize| u32::try_from(n).map_err(|_| Error::Call { call: self.kernel, reason: format!("{n} blocks") });
+        let fits =
+            |n: usize| u32::try_from(n).map_err(|_| Error::Call { call: self.kernel, reason: format!("{n} blocks") });
         let grid = [fits(self.grid[0])?, fits(self.grid[1])?, fits(self.grid[2])?];
         if self.gpu.note(self.source, &self.defines) {
             return Ok(());

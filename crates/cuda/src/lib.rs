@@ -21,12 +21,12 @@ pub mod profile;
 mod tensor_map;
 
 pub use buffer::Buffer;
+pub use cache::cache_problem;
 #[cfg(feature = "emulator")]
 pub use device::EMULATED;
 pub use device::{Gpu, Properties};
 pub use error::{Error, Result, Version};
 pub use kernel::{Launch, Source, Variant};
-pub use cache::cache_problem;
 pub use nvidia::{Compiled, compile_for};
 pub use product::{Element, Operand, Product};
 pub use tensor_map::{TensorMap, Tiling};

@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use fewstep_tensor::{Device, Tensor};
 use fewstep_tensor::file::TensorFile;
+use fewstep_tensor::{Device, Tensor};
 
 use crate::{Error, Result};
 

@@ -78,7 +78,13 @@ impl<'a, N: Network> Teaching<'a, N> {
     ) -> Result<Self> {
         config.validate()?;
         let average = Some(PowerProfile::new(config.ema)?);
-        let learner = Learner::new("teacher", weights.to(compute.device, compute.dtype.wide())?, compute, config.optimizer.clone(), average)?;
+        let learner = Learner::new(
+            "teacher",
+            weights.to(compute.device, compute.dtype.wide())?,
+            compute,
+            config.optimizer.clone(),
+            average,
+        )?;
         let ledger = NonFiniteLedger::new(config.run.non_finite_budget);
         Ok(Teaching { config, denoiser, source, compute, learner, ledger, iteration: 0 })
     }

@@ -55,7 +55,17 @@ impl Hooks for Starving {
 
 #[test]
 fn memory_that_runs_out_leaves_the_iterations_before_saved_and_the_run_goes_on_from_there() {
-    let config = WanConfig { dim: 16, ffn_dim: 16, heads: 2, layers: 1, in_channels: 2, out_channels: 2, text_dim: 8, freq_dim: 8, ..WanConfig::mid() };
+    let config = WanConfig {
+        dim: 16,
+        ffn_dim: 16,
+        heads: 2,
+        layers: 1,
+        in_channels: 2,
+        out_channels: 2,
+        text_dim: 8,
+        freq_dim: 8,
+        ..WanConfig::mid()
+    };
     let denoiser = Denoiser::new(Wan::new(config).unwrap(), Wrapper::Rf1000);
     let teach = TeachConfig {
         run: LoopConfig {

@@ -230,7 +230,8 @@ fn a_resumed_distillation_of_adapters_is_the_uninterrupted_one_and_saves_them_al
 fn a_teacher_stored_in_bf16_gives_full_training_f32_masters_of_its_values() {
     let d = denoiser();
     let stored = weights(&d).to_dtype(DType::Bf16);
-    let distiller = Distiller::new(distill_config(1), &d, &CLEAN, stored.clone(), reference(), Compute::on(Device::Cpu)).unwrap();
+    let distiller =
+        Distiller::new(distill_config(1), &d, &CLEAN, stored.clone(), reference(), Compute::on(Device::Cpu)).unwrap();
     let student = distiller.sampling_weights().unwrap();
     assert!(student.tensors().iter().all(|t| t.dtype() == DType::F32));
     for (a, b) in student.tensors().iter().zip(stored.tensors()) {
@@ -291,7 +292,8 @@ fn another_configuration_or_teacher_is_refused_on_resuming() {
     let d = denoiser();
     let foreign = TeacherReference { path: "other".into(), sha256: "1".into() };
     let config = distill_config(4);
-    let mut distiller = Distiller::new(config.clone(), &d, &CLEAN, weights(&d), foreign, Compute::on(Device::Cpu)).unwrap();
+    let mut distiller =
+        Distiller::new(config.clone(), &d, &CLEAN, weights(&d), foreign, Compute::on(Device::Cpu)).unwrap();
     let e = train(&mut distiller, dir.path(), Start::Resume, &mut Quiet::default(), &config).unwrap_err();
     assert!(e.to_string().contains("teacher"), "{e}");
     let e = distill(dir.path(), Start::Fresh, &distill_config(4), Quiet::default(), &CLEAN).unwrap_err();
@@ -336,7 +338,8 @@ fn on(device: Device, dtype: DType, folder: &Path, start: Start, stop_after: Opt
     (config.run.batch, config.run.accumulation, config.run.checkpoint_every) = (1, 1, 100);
     let d = denoiser();
     let compute = Compute { device, dtype };
-    let mut distiller = Distiller::new(config.clone(), &d, &CLEAN, weights(&d).to_dtype(dtype.wide()), reference(), compute)?;
+    let mut distiller =
+        Distiller::new(config.clone(), &d, &CLEAN, weights(&d).to_dtype(dtype.wide()), reference(), compute)?;
     train(&mut distiller, folder, start, &mut Quiet { stop_after, ..Quiet::default() }, &config)?;
     distiller.sampling_weights()
 }

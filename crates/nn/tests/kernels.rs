@@ -6,7 +6,9 @@ use fewstep_nn::clip::{ClipConfig, ClipVision};
 use fewstep_nn::t5::{T5Config, T5Encoder, Tokens};
 use fewstep_nn::vae::{Half, Tile, VaeConfig, VaeOptions, WanVae};
 use fewstep_nn::wan::{Wan, WanConfig};
-use fewstep_ops::{Conditions, Forward, Grads, Mode, Network, ParamSpec, Params, Plain, Recompute, Reverse, hopper_kernels};
+use fewstep_ops::{
+    Conditions, Forward, Grads, Mode, Network, ParamSpec, Params, Plain, Recompute, Reverse, hopper_kernels,
+};
 use fewstep_tensor::cuda::{EMULATED, Variant, compile_for, gpu};
 use fewstep_tensor::{DType, Tensor};
 

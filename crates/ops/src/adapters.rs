@@ -59,8 +59,12 @@ impl Adapters {
             let (Some(name), &[outputs, inputs]) = (spec.name.strip_suffix(WEIGHT), spec.shape.as_slice()) else {
                 return Err(Error::input("adapters", "a matrix NAME.weight [O, I]", (&spec.name, &spec.shape)));
             };
-            let spec =
-                |end, shape: [usize; 2], init| ParamSpec { name: format!("{name}{end}"), shape: shape.into(), init, wide: false };
+            let spec = |end, shape: [usize; 2], init| ParamSpec {
+                name: format!("{name}{end}"),
+                shape: shape.into(),
+                init,
+                wide: false,
+            };
             of.insert(id.0, Adapter { a: ParamId(all.len()), b: ParamId(all.len() + 1), scale });
             all.extend([
                 spec(ENDS[0], [rank, inputs], Init::Normal(spread(inputs))),

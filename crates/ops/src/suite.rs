@@ -329,8 +329,7 @@ impl Op for Elsewhere<'_> {
         let x = self.there(x)?;
         let there = |t: &Option<&Tensor>| t.map(|t| t.to_device(self.device)).transpose();
         let x_dot = x_dot.iter().map(there).collect::<fewstep_tensor::Result<Vec<_>>>()?;
-        let dual =
-            self.op.jvp(&x.iter().collect::<Vec<_>>(), &x_dot.iter().map(Option::as_ref).collect::<Vec<_>>())?;
+        let dual = self.op.jvp(&x.iter().collect::<Vec<_>>(), &x_dot.iter().map(Option::as_ref).collect::<Vec<_>>())?;
         Ok(Dual { primal: here(&dual.primal)?, tangent: dual.tangent.as_ref().map(here).transpose()? })
     }
 

@@ -103,7 +103,8 @@ fn measured_iterations(r: &Request, iterations: usize) -> f64 {
         ema: 0.1,
     };
     let reference = TeacherReference { path: "teacher".into(), sha256: "0".into() };
-    let mut distiller = Distiller::new(config, &denoiser, &source, teacher, reference, Compute::on(Device::Cpu)).unwrap();
+    let mut distiller =
+        Distiller::new(config, &denoiser, &source, teacher, reference, Compute::on(Device::Cpu)).unwrap();
     // Weights are shared with the teacher until the first update of each role.
     (0..2).for_each(|_| drop(distiller.step().unwrap()));
     reset_peak();

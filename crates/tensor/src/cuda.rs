@@ -400,7 +400,8 @@ pub(crate) fn sums(x: &Tensor, samples: usize, (what, by): (u32, f64), other: Op
     let pieces = row.div_ceil(PIECE);
     let partials = Tensor::empty(&[samples, pieces], DType::F64, x.device())?;
     let whole = (row * x.dtype().size()).is_multiple_of(ACCESS) && aligned(&[x, other.unwrap_or(x)]);
-    let launch = arith(x, "sum")?.grid([samples * pieces, 1, 1]).threads(THREADS).tensor(&partials).tensor(x).optional(other);
+    let launch =
+        arith(x, "sum")?.grid([samples * pieces, 1, 1]).threads(THREADS).tensor(&partials).tensor(x).optional(other);
     launch.real(by).word(what).size(row).size(PIECE).flag(whole).run()?;
     let sums = Tensor::empty(&[samples], DType::F64, x.device())?;
     let launch = arith(x, "add_pieces")?.grid([samples, 1, 1]).threads(THREADS);

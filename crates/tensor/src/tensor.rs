@@ -4,10 +4,10 @@ use std::sync::Arc;
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::cuda::CudaStorage;
 use crate::dtype::{DType, Device, Element, nearest_bf16};
 use crate::error::{Error, Result};
 use crate::map::{FileMap, Window};
-use crate::cuda::CudaStorage;
 use crate::storage::{Buffer, CpuStorage, Storage};
 
 /// Elementwise work below this many elements stays on the calling thread: waking the pool costs more.
@@ -85,7 +85,9 @@ impl Tensor {
     /// All elements equal to `value`, rounded to the dtype. Where a GPU has no memory for them, the first use says so.
     pub fn full(shape: &[usize], value: f64, dtype: DType, device: Device) -> Self {
         match (device, dtype) {
-            (Device::Cuda(ordinal), _) => Self::on_cuda(crate::cuda::full(shape, value, dtype, ordinal), shape, dtype, ordinal),
+            (Device::Cuda(ordinal), _) => {
+                Self::on_cuda(crate::cuda::full(shape, value, dtype, ordinal), shape, dtype, ordinal)
+            }
             (Device::Cpu, DType::F32) => Self::cpu_with(shape, |o: &mut [f32]| o.fill(value as f32)),
             (Device::Cpu, DType::F64) => Self::cpu_with(shape, |o: &mut [f64]| o.fill(value)),
             (Device::Cpu, DType::Bf16) => Self::cpu_with(shape, |o: &mut [bf16]| o.fill(nearest_bf16(value))),

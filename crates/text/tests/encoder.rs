@@ -33,7 +33,8 @@ fn prompts() -> Vec<String> {
 #[test]
 fn rows_up_to_the_length_are_embeddings_and_the_others_zero() {
     let dir = tempfile::tempdir().unwrap();
-    let encoder = TextEncoder::load(&weights(dir.path(), 256, 1), &fixture("tokenizer.json"), Compute::on(Device::Cpu)).unwrap();
+    let encoder =
+        TextEncoder::load(&weights(dir.path(), 256, 1), &fixture("tokenizer.json"), Compute::on(Device::Cpu)).unwrap();
     let y = encoder.encode(&prompts()).unwrap();
     assert_eq!(y.shape(), [3, MAX_TOKENS, 16]);
     let tokenizer = Tokenizer::read(&fixture("tokenizer.json")).unwrap();
@@ -51,14 +52,16 @@ fn rows_up_to_the_length_are_embeddings_and_the_others_zero() {
 fn both_files_of_one_tokenizer_give_the_same_embeddings() {
     let dir = tempfile::tempdir().unwrap();
     let path = weights(dir.path(), 256, 1);
-    let y = |name| TextEncoder::load(&path, &fixture(name), Compute::on(Device::Cpu)).unwrap().encode(&prompts()).unwrap();
+    let y =
+        |name| TextEncoder::load(&path, &fixture(name), Compute::on(Device::Cpu)).unwrap().encode(&prompts()).unwrap();
     assert_eq!(bits(&y("tokenizer.json")), bits(&y("unigram.model")));
 }
 
 #[test]
 fn a_tokenizer_with_more_ids_than_the_encoder_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let load = |vocab| TextEncoder::load(&weights(dir.path(), vocab, 1), &fixture("tokenizer.json"), Compute::on(Device::Cpu));
+    let load =
+        |vocab| TextEncoder::load(&weights(dir.path(), vocab, 1), &fixture("tokenizer.json"), Compute::on(Device::Cpu));
     assert!(load(208).unwrap_err().to_string().contains("the encoder embeds 208"));
     assert!(load(209).is_ok());
 }
@@ -66,7 +69,8 @@ fn a_tokenizer_with_more_ids_than_the_encoder_is_refused() {
 #[test]
 fn a_cached_embedding_is_the_computed_one_and_a_damaged_entry_is_computed_again() {
     let dir = tempfile::tempdir().unwrap();
-    let encoder = TextEncoder::load(&weights(dir.path(), 256, 1), &fixture("tokenizer.json"), Compute::on(Device::Cpu)).unwrap();
+    let encoder =
+        TextEncoder::load(&weights(dir.path(), 256, 1), &fixture("tokenizer.json"), Compute::on(Device::Cpu)).unwrap();
     let cache = EmbeddingCache::open(&dir.path().join("a/cache")).unwrap();
     let files = || -> Vec<PathBuf> {
         let all = std::fs::read_dir(dir.path().join("a/cache")).unwrap();

@@ -146,7 +146,8 @@ impl<O: Op> Op for Rounded<O> {
 
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
         let bars = self.op.vjp(saved, y_bar, wanted)?;
-        let round = |(bar, &activation): (Option<Tensor>, &bool)| if activation { bar.as_ref().map(rounded) } else { bar };
+        let round =
+            |(bar, &activation): (Option<Tensor>, &bool)| if activation { bar.as_ref().map(rounded) } else { bar };
         Ok(bars.into_iter().zip(&self.inputs).map(round).collect())
     }
 

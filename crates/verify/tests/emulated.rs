@@ -18,7 +18,8 @@ fn hold(checks: impl IntoIterator<Item = Check>) {
         let Row { what, case, dtype, error, allowed, seconds, .. } = r;
         println!("{what:20} {dtype:>5} {error:9.2e} of {allowed:9.2e} in {seconds:6.2} s: {case}");
     }
-    let failed: Vec<String> = rows.iter().filter(|r| !r.ok).map(|r| format!("{} {} {:?}", r.case, r.dtype, r.failure)).collect();
+    let failed: Vec<String> =
+        rows.iter().filter(|r| !r.ok).map(|r| format!("{} {} {:?}", r.case, r.dtype, r.failure)).collect();
     assert!(failed.is_empty() && !rows.is_empty(), "{failed:#?}");
 }
 
@@ -26,7 +27,9 @@ fn hold(checks: impl IntoIterator<Item = Check>) {
 #[track_caller]
 fn hold_ops(names: &[&str]) {
     let small = ops::cases(EMULATED).into_iter().enumerate().filter(|(_, c)| !c.is_large());
-    hold(small.filter(|(_, c)| names.contains(&c.op().name())).flat_map(|(i, c)| ops::checks_of(EMULATED, c, i as u64)));
+    hold(
+        small.filter(|(_, c)| names.contains(&c.op().name())).flat_map(|(i, c)| ops::checks_of(EMULATED, c, i as u64)),
+    );
 }
 
 const ELEMENTWISE: [&str; 5] = ["activation", "multiply", "scale", "cast", "combine"];

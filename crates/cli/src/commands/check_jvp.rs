@@ -5,9 +5,9 @@ use fewstep_diffusion::{Denoiser, Predictor, Wrapper};
 use fewstep_distill::check_jvp::{JvpReport, Precision, check_jvp};
 use fewstep_distill::examples::ExampleSource;
 use fewstep_nn::wan::Wan;
-use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_ops::{Compute, Op, Slice};
 use fewstep_tensor::cuda::gpu;
+use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith};
 
 use super::apply::Bare;

@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Role};
 use crate::settings::{DISTILL_PRESETS, DistillSettings};
 use crate::source::example_source;
-use crate::{status, warning};
 use crate::terminal::print;
+use crate::{status, warning};
 
 /// The adapters of a training by LoRA, beside the model into which they are merged.
 const ADAPTERS_FILE: &str = "adapters.safetensors";
@@ -78,7 +78,8 @@ fn prepare(teacher: &Model, compute: Compute, source: &dyn ExampleSource) -> Res
 /// Continuous-time consistency stands on the tangent: refuses to start where it is not the derivative.
 fn check(teacher: &Model, compute: Compute, source: &dyn ExampleSource, seed: u64) -> Result<()> {
     let params = compute.weights(&teacher.params)?;
-    let report = check_model(Predictor { denoiser: &teacher.denoiser, params: &params }, source, seed, precision(compute)?)?;
+    let report =
+        check_model(Predictor { denoiser: &teacher.denoiser, params: &params }, source, seed, precision(compute)?)?;
     if report.is_empty() {
         warning!("tangents were not checked: the weights in f64 would not fit on the device");
         return Ok(());

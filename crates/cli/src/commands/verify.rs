@@ -129,7 +129,12 @@ mod tests {
 
     #[test]
     fn rows_are_gathered_by_op_and_dtype_with_the_error_nearest_to_its_bound() {
-        let rows = [row("a", "f64", 0.1, true), row("b", "f64", 0.2, true), row("a", "f64", 0.4, true), row("a", "f32", 2.0, false)];
+        let rows = [
+            row("a", "f64", 0.1, true),
+            row("b", "f64", 0.2, true),
+            row("a", "f64", 0.4, true),
+            row("a", "f32", 2.0, false),
+        ];
         let groups = groups(&rows);
         let of = |g: &Group| (g.what.clone(), g.dtype.clone(), g.cases, g.failed, g.nearest);
         let want = [("a", "f64", 2, 0, (0.4, 1.0)), ("b", "f64", 1, 0, (0.2, 1.0)), ("a", "f32", 1, 1, (0.0, 0.0))];

@@ -96,7 +96,11 @@ impl Compiler {
 }
 
 fn options(target: &str, defines: &[(String, String)]) -> Vec<String> {
-    let mut all = vec![format!("--gpu-architecture={target}"), "--std=c++17".into(), "--device-as-default-execution-space".into()];
+    let mut all = vec![
+        format!("--gpu-architecture={target}"),
+        "--std=c++17".into(),
+        "--device-as-default-execution-space".into(),
+    ];
     all.extend(defines.iter().map(|(name, value)| format!("--define-macro={name}={value}")));
     all
 }

@@ -51,7 +51,8 @@ impl Multiplier {
     pub(super) fn new(stream: CUstream) -> Result<Self> {
         let handle = result::create_handle().map_err(refused("cublasLtCreate"))?;
         // SAFETY: the context is bound; the memory is kept for the life of the process.
-        let workspace = unsafe { cudarc::driver::result::malloc_sync(WORKSPACE_BYTES) }.map_err(refused("cuMemAlloc"))?;
+        let workspace =
+            unsafe { cudarc::driver::result::malloc_sync(WORKSPACE_BYTES) }.map_err(refused("cuMemAlloc"))?;
         Ok(Multiplier { handle, stream, workspace, plans: HashMap::new() })
     }
 
@@ -80,7 +81,11 @@ impl Multiplier {
         // SAFETY: the plan's handles live as long as the multiplier; addresses are of arrays of the product's extents.
         unsafe {
             if let Some(bias) = p.bias {
-                attribute(plan.description, sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+                attribute(
+                    plan.description,
+                    sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                    &bias,
+                )?;
             }
             result::matmul(
                 self.handle,
@@ -114,7 +119,8 @@ impl Multiplier {
             _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
         };
         let scale = if key.types[0] == Element::F64 { Element::F64 } else { Element::F32 };
-        let description = result::create_matmul_desc(compute, data_type(scale)).map_err(refused("cublasLtMatmulDescCreate"))?;
+        let description =
+            result::create_matmul_desc(compute, data_type(scale)).map_err(refused("cublasLtMatmulDescCreate"))?;
         // cublasOperation_t: 0 as it is, 1 transposed.
         let operation = |transposed: bool| i32::from(transposed);
         let stored = |rows: usize, columns: usize, transposed: bool, element| {
@@ -163,7 +169,11 @@ fn data_type(element: Element) -> sys::cudaDataType {
 
 /// # Safety
 /// The description is alive, and the value has the attribute's type.
-unsafe fn attribute<V>(d: sys::cublasLtMatmulDesc_t, which: sys::cublasLtMatmulDescAttributes_t, value: &V) -> Result<()> {
+unsafe fn attribute<V>(
+    d: sys::cublasLtMatmulDesc_t,
+    which: sys::cublasLtMatmulDescAttributes_t,
+    value: &V,
+) -> Result<()> {
     // SAFETY: by the contract of this function.
     unsafe { result::set_matmul_desc_attribute(d, which, (value as *const V).cast(), size_of::<V>()) }
         .map_err(refused("cublasLtMatmulDescSetAttribute"))

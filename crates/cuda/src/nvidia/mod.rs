@@ -117,12 +117,15 @@ unsafe fn open(device: sys::CUdevice) -> Result<Handles> {
     unsafe {
         let context = result::primary_ctx::retain(device).map_err(failed("cuDevicePrimaryCtxRetain"))?;
         result::ctx::set_current(context).map_err(refused("cuCtxSetCurrent"))?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(refused("cuStreamCreate"))?;
+        let stream =
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(refused("cuStreamCreate"))?;
         let pool = result::device::get_mem_pool(device).map_err(refused("cuDeviceGetMemPool"))?;
         // Freed memory stays with the pool: a step asks for the same amounts again and again.
         let mut keep = u64::MAX;
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut keep).cast()).result().map_err(refused("cuMemPoolSetAttribute"))?;
+        sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut keep).cast())
+            .result()
+            .map_err(refused("cuMemPoolSetAttribute"))?;
         Ok(Handles { context, stream, pool })
     }
 }
@@ -288,8 +291,9 @@ impl Kernels {
         if shared > allowed {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to the loaded module.
-            unsafe { result::function::set_function_attribute(function.0, attribute, shared as c_int) }
-                .map_err(|e| Error::Call { call: "cuFuncSetAttribute", reason: format!("{kernel}: {shared} bytes: {e:?}") })?;
+            unsafe { result::function::set_function_attribute(function.0, attribute, shared as c_int) }.map_err(
+                |e| Error::Call { call: "cuFuncSetAttribute", reason: format!("{kernel}: {shared} bytes: {e:?}") },
+            )?;
         }
         functions.insert(kernel.into(), (function, allowed.max(shared)));
         Ok(function.0)

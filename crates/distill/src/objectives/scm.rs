@@ -62,7 +62,8 @@ pub fn scm(a: &ScmTerms) -> Result<Scm> {
         (minus.as_slice(), &f_dot?),
     ];
     let g = without(&arith::combine(&terms)?, &excluded)?;
-    let tangent_norm: Vec<f64> = arith::sum_per_sample(&g, arith::Term::Square { by: 1.0 })?.into_iter().map(f64::sqrt).collect();
+    let tangent_norm: Vec<f64> =
+        arith::sum_per_sample(&g, arith::Term::Square { by: 1.0 })?.into_iter().map(f64::sqrt).collect();
     // The residual F_θ − F_θ⁻ − ĝ is −ĝ in value, with derivative 1 by F_θ.
     let residual: Vec<f64> = tangent_norm.iter().map(|n| -1.0 / (n + NORMALISATION)).collect();
     let loss = squared(&arith::scale(&residual, &g)?, a.scale, &vec![1.0; a.t.len()], excluded)?;

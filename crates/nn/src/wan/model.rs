@@ -57,7 +57,9 @@ impl Wan {
         let (d, b) = (config.dim, &mut Builder::default());
         let patch = b.projection("patch_embedding", config.patch_features(config.in_channels), d);
         let text = [b.projection("text_embedding.0", config.text_dim, d), b.projection("text_embedding.2", d, d)];
-        let time = b.wide(|b| [("0", config.freq_dim), ("2", d)].map(|(n, i)| b.projection(&format!("time_embedding.{n}"), i, d)));
+        let time = b.wide(|b| {
+            [("0", config.freq_dim), ("2", d)].map(|(n, i)| b.projection(&format!("time_embedding.{n}"), i, d))
+        });
         let time_projection = b.wide(|b| b.projection("time_projection.1", d, 6 * d));
         let image = config.image_dim.map(|i| ImageEmbedding {
             norm_in: b.affine("img_emb.proj.0", i),

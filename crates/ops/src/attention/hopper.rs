@@ -43,7 +43,8 @@ pub(super) fn serves(e: &Extents, dtype: DType, capability: (i32, i32)) -> bool 
 /// Every variant of these kernels, so that they can be compiled where there is no such GPU.
 pub fn hopper_kernels() -> Vec<Variant> {
     let define = |name: &str, value: &dyn ToString| (name.to_string(), value.to_string());
-    let variant = |source, head: usize| Variant { source, defines: vec![define("ELEMENT", &"bf16"), define("HEAD", &head)] };
+    let variant =
+        |source, head: usize| Variant { source, defines: vec![define("ELEMENT", &"bf16"), define("HEAD", &head)] };
     let mut all = Vec::new();
     for head in WIDTHS {
         all.push(variant(BACKWARD, head));

@@ -71,7 +71,8 @@ fn the_primal_on_a_gpu_does_not_depend_on_where_a_tangent_lies() {
     let [b, l, d] = [1, 5, 264];
     let draw = |seed| suite::draw(seed, 0, &[&[1 + b * l * d], &[b, 1, d], &[b, 1, d]]).unwrap();
     let there = |t: &Tensor| t.to_dtype(fewstep_tensor::DType::F32).to_device(EMULATED).unwrap();
-    let (x, x_dot): (Vec<Tensor>, Vec<Tensor>) = (draw(1).iter().map(there).collect(), draw(2).iter().map(there).collect());
+    let (x, x_dot): (Vec<Tensor>, Vec<Tensor>) =
+        (draw(1).iter().map(there).collect(), draw(2).iter().map(there).collect());
     let rows = |t: &Tensor, start| t.narrow(start, b * l * d).unwrap().reshape(&[b, l, d]).unwrap();
     let (op, x) = (LayerNormModulate { eps: 1e-6 }, [&rows(&x[0], 0), &x[1], &x[2]]);
     let y = op.forward(&x).unwrap().y.to_vec_f64();

@@ -1,8 +1,8 @@
 //! Attention as its parts: what a computation in bf16 that keeps scores and probabilities is off.
 
 use fewstep_ops::{Attention, Cost, Dual, Memory, Meta, Op, Output, Result, Rule, Saved};
-use fewstep_tensor::gemm::{Mat, MatMut, Threads, gemm};
 use fewstep_tensor::Tensor;
+use fewstep_tensor::gemm::{Mat, MatMut, Threads, gemm};
 
 use crate::rounding::rounded;
 
@@ -115,7 +115,8 @@ impl Unfused {
                 }
             }
         }
-        let tensors = all.into_iter().zip(shapes).map(|(v, [rows, width])| Tensor::from_vec(v, &[e.b, rows, e.n * width]));
+        let tensors =
+            all.into_iter().zip(shapes).map(|(v, [rows, width])| Tensor::from_vec(v, &[e.b, rows, e.n * width]));
         let tensors = tensors.collect::<fewstep_tensor::Result<Vec<_>>>()?;
         tensors.try_into().map_err(|_| fewstep_ops::Error::input("unfused", "an output each", N))
     }

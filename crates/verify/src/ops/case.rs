@@ -195,7 +195,8 @@ impl Case {
         let y_bar = suite::draw(seed, 3, &[output.y.shape()])?.remove(0);
         let y_bar = y_bar.to_dtype(output.y.dtype()).to_device(output.y.device())?;
         let bars = op.vjp(&Saved::of(op, &x, &output), &y_bar, &vec![true; x.len()])?;
-        let all = [Some(output.y), Some(dual.primal), dual.tangent].into_iter().chain(bars).flatten().chain(output.kept);
+        let all =
+            [Some(output.y), Some(dual.primal), dual.tangent].into_iter().chain(bars).flatten().chain(output.kept);
         all.map(|t| Ok(t.to_device(Device::Cpu)?.le_bytes().to_vec())).collect()
     }
 

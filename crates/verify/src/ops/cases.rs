@@ -9,7 +9,8 @@ use fewstep_diffusion::{Coefficient, Which, Wrapper};
 use fewstep_ops::{
     Activation, Add, Attention, Cast, CausalConv, ChannelNorm, Combine, Concat, Embedding, GatedResidual,
     LayerNormAffine, LayerNormModulate, Linear, Mask, MaskedAttention, Multiply, NormScope, Padding, Pairs, PatchOrder,
-    Rearrange, RelativeAttention, Reshape, RmsNormRope, Rope, RopeStyle, RopeTable, Scale, Slice, Span, TimeEmbedding, Upsample,
+    Rearrange, RelativeAttention, Reshape, RmsNormRope, Rope, RopeStyle, RopeTable, Scale, Slice, Span, TimeEmbedding,
+    Upsample,
 };
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device};
@@ -48,7 +49,13 @@ fn elementwise() -> Vec<Case> {
     let mut all = Vec::new();
     for op in [Activation::GeluTanh, Activation::GeluExact, Activation::Silu, Activation::Relu] {
         let case = |shape: &[usize]| Case::new(op, &[shape]).at(if op == Activation::Relu { away } else { |x| x });
-        all.extend([case(&[3, 5, 7]), case(&[1]), case(&[0, 3]), case(&[7, 304]).and_windows(), case(&[9, 8960]).large()]);
+        all.extend([
+            case(&[3, 5, 7]),
+            case(&[1]),
+            case(&[0, 3]),
+            case(&[7, 304]).and_windows(),
+            case(&[9, 8960]).large(),
+        ]);
     }
     for shape in [&[3usize, 5, 7][..], &[1], &[0, 3], &[70, 300], &[9, 8960]] {
         let large = |case: Case| if shape[0] * shape[shape.len() - 1] > 40_000 { case.large() } else { case };
@@ -65,7 +72,9 @@ fn elementwise() -> Vec<Case> {
     // Cotangents are rounded to the dtype of the input.
     all.push(double(to(DType::F64), &[70, 31]).in_half(to(DType::F32)));
     // Coefficients are f64 in the kernels; here they come as f32.
-    for (pairs, shape) in [(1usize, &[3usize, 5, 7][..]), (3, &[2, 9]), (1, &[1, 1]), (2, &[0, 4]), (2, &[2, 0]), (4, &[3, 304])] {
+    for (pairs, shape) in
+        [(1usize, &[3usize, 5, 7][..]), (3, &[2, 9]), (1, &[1, 1]), (2, &[0, 4]), (2, &[2, 0]), (4, &[3, 304])]
+    {
         let one: [&[usize]; 2] = [&shape[..1], shape];
         let wide: Vec<usize> = (0..pairs).map(|i| 2 * i).collect();
         let case = Case::new(Combine, &vec![one; pairs].concat()).wide(&wide);
@@ -89,8 +98,7 @@ fn add() -> Vec<Case> {
     ];
     let both = shapes.iter().flat_map(|&(a, b)| [[a, b], [b, a]]);
     let large = |case: Case, a: &[usize]| if a.iter().product::<usize>() > 2_000 { case.large() } else { case };
-    let mut all: Vec<Case> =
-        both.map(|[a, b]| large(large(Case::new(Add, &[a, b]), a), b)).collect();
+    let mut all: Vec<Case> = both.map(|[a, b]| large(large(Case::new(Add, &[a, b]), a), b)).collect();
     all.push(Case::new(Add, &[&[9, 304], &[9, 304]]).and_windows());
     all.push(Case::new(Add, &[&[3, 7, 136], &[136]]).and_windows());
     all
@@ -147,7 +155,8 @@ fn norms() -> Vec<Case> {
     let (x, m): ([usize; 3], [usize; 3]) = ([1, 9, 136], [1, 3, 136]);
     all.push(Case::new(LayerNormModulate { eps: 1e-6 }, &[&x, &m, &m]).wide(&[1, 2]).and_windows());
 
-    let shared: [&[usize]; 8] = [&[3, 4, 6], &[33], &[2, 0, 6], &[1, 1], &[2, 3, 136], &[2, 2, 1280], &[6, 1536], &[9000, 40]];
+    let shared: [&[usize]; 8] =
+        [&[3, 4, 6], &[33], &[2, 0, 6], &[1, 1], &[2, 3, 136], &[2, 2, 1280], &[6, 1536], &[9000, 40]];
     for x in shared {
         let d = x[x.len() - 1];
         let large = |case: Case| if x.iter().product::<usize>() > 6_000 { case.large() } else { case };
@@ -230,7 +239,19 @@ fn attention() -> Vec<Case> {
     // Every head width that is a multiple of 8.
     all.extend((8..=256).step_by(8).map(|k| case([1, 67, 83, 2, k, k], None).large()));
     // Lengths around the edges of tiles.
-    for (l, s) in [(1, 1), (1, 200), (200, 1), (63, 65), (64, 64), (65, 63), (127, 129), (128, 128), (129, 127), (257, 191), (512, 640)] {
+    for (l, s) in [
+        (1, 1),
+        (1, 200),
+        (200, 1),
+        (63, 65),
+        (64, 64),
+        (65, 63),
+        (127, 129),
+        (128, 128),
+        (129, 127),
+        (257, 191),
+        (512, 640),
+    ] {
         all.extend([64, 128].map(|k| case([1, l, s, 2, k, k], None).large()));
     }
     // Text and image tokens; values of another width; a batch of heads side by side.
@@ -248,16 +269,16 @@ fn attention() -> Vec<Case> {
 /// Masks of every kind: added to scores, forbidding keys, of packed samples, and all at once. The first query of all may attend
 /// to nothing.
 fn masks([b, l, s, n]: [usize; 4], seed: u64) -> Vec<(&'static str, [usize; 3], Mask)> {
-    let uniform = |shape: [usize; 4], purpose| Stream::new(seed, Purpose::Check, purpose).uniform(0, shape.iter().product());
+    let uniform =
+        |shape: [usize; 4], purpose| Stream::new(seed, Purpose::Check, purpose).uniform(0, shape.iter().product());
     let bias = |shape: [usize; 4]| {
         let value = |u: f64| if u < 0.1 { f32::NEG_INFINITY } else { (3.0 * u - 1.5) as f32 };
         let mut values: Vec<f32> = uniform(shape, 50).into_iter().map(value).collect();
         values[..shape[3]].fill(f32::NEG_INFINITY);
         Pairs::new(shape, values).ok()
     };
-    let allowed = |shape: [usize; 4]| {
-        Pairs::new(shape, uniform(shape, 51).into_iter().map(|u| u < 0.7).collect::<Vec<_>>()).ok()
-    };
+    let allowed =
+        |shape: [usize; 4]| Pairs::new(shape, uniform(shape, 51).into_iter().map(|u| u < 0.7).collect::<Vec<_>>()).ok();
     let packed: Option<Arc<[[usize; 2]]>> = Some([[3, 5], [0, 2], [4, 0], [l, s]].into());
     let rows = [1, l + 7, s + 7];
     vec![
@@ -270,7 +291,12 @@ fn masks([b, l, s, n]: [usize; 4], seed: u64) -> Vec<(&'static str, [usize; 3], 
 
 fn masked_attention() -> Vec<Case> {
     let mut all = Vec::new();
-    let extents = [([2, 19, 41, 2], [5, 9]), ([1, 17, 23, 2], [16, 8]), ([2, 130, 150, 2], [64, 64]), ([2, 70, 200, 2], [128, 128])];
+    let extents = [
+        ([2, 19, 41, 2], [5, 9]),
+        ([1, 17, 23, 2], [16, 8]),
+        ([2, 130, 150, 2], [64, 64]),
+        ([2, 70, 200, 2], [128, 128]),
+    ];
     for (i, (extents, [k, v])) in extents.into_iter().enumerate() {
         let n = extents[3];
         for (kind, [b, l, s], mask) in masks(extents, i as u64) {

@@ -109,7 +109,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 /// The extents that a preset of `distill` is meant for: those of the name that it begins with.
 fn network(preset: &str) -> Result<WanConfig> {
     let known = WanConfig::PRESETS.iter().find(|(name, _)| preset.starts_with(name));
-    let (_, config) = known.ok_or_else(|| Error::Argument(format!("no extents are known for the preset '{preset}'")))?;
+    let (_, config) =
+        known.ok_or_else(|| Error::Argument(format!("no extents are known for the preset '{preset}'")))?;
     Ok(config())
 }
 

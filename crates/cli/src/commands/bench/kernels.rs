@@ -178,7 +178,8 @@ impl Bench {
     fn attention(&mut self) -> Result<()> {
         for (width, keys) in [(128, TOKENS), (128, TEXT), (64, TOKENS), (64, TEXT)] {
             let op = Attention { heads: HEADS, scale: None };
-            let [q, k, v] = [(0, TOKENS), (1, keys), (2, keys)].map(|(seed, l)| self.half(seed, &[1, l, HEADS * width]));
+            let [q, k, v] =
+                [(0, TOKENS), (1, keys), (2, keys)].map(|(seed, l)| self.half(seed, &[1, l, HEADS * width]));
             let (q, k, v) = (q?, k?, v?);
             let at = match keys == TOKENS {
                 true => format!("1x{HEADS}x{TOKENS}x{width}"),
@@ -191,7 +192,8 @@ impl Bench {
             // The text's keys and values do not move.
             let (moved, products) = if keys == TOKENS { (3, 6.0) } else { (1, 4.0) };
             let jvp = || {
-                let dots: Vec<Option<&Tensor>> = dots.iter().enumerate().map(|(i, d)| (i < moved).then_some(d)).collect();
+                let dots: Vec<Option<&Tensor>> =
+                    dots.iter().enumerate().map(|(i, d)| (i < moved).then_some(d)).collect();
                 Ok(op.jvp(&x, &dots).map(drop)?)
             };
             self.measure(format!("attention jvp {at}"), (products * product, 0.0), Box::new(jvp))?;

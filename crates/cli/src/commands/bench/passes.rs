@@ -52,7 +52,11 @@ impl Bench {
     fn new(args: &BenchArgs) -> Result<Self> {
         let config = WanConfig::preset(args.preset.as_deref().unwrap_or(PRESET)).ok_or_else(|| {
             let names: Vec<&str> = WanConfig::PRESETS.iter().map(|(n, _)| *n).collect();
-            Error::Argument(format!("no network '{}'; there are {}", args.preset.as_deref().unwrap_or(PRESET), names.join(", ")))
+            Error::Argument(format!(
+                "no network '{}'; there are {}",
+                args.preset.as_deref().unwrap_or(PRESET),
+                names.join(", ")
+            ))
         })?;
         let [_, ph, pw] = config.patch;
         // 2,048 tokens a sample: 8 frames of 16 × 16 patches.
@@ -173,8 +177,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let threads = rayon::current_num_threads();
     let preset = args.preset.as_deref().unwrap_or(PRESET);
     if args.json {
-        let json =
-            serde_json::json!({ "preset": preset, "threads": threads, "gemm_gflops": gemm, "passes": rows });
+        let json = serde_json::json!({ "preset": preset, "threads": threads, "gemm_gflops": gemm, "passes": rows });
         return print(format_args!("{json}\n"));
     }
     let line = |text: std::fmt::Arguments| print(format_args!("{text}\n"));

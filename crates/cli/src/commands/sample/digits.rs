@@ -7,8 +7,8 @@ use fewstep_media::{Frames, MediaError, Metadata};
 
 use super::{numbered, prompts};
 use crate::args::SampleArgs;
-use crate::digits::CLIP;
 use crate::device;
+use crate::digits::CLIP;
 use crate::drawing::draw;
 use crate::error::{Error, Result};
 use crate::model::Model;
