@@ -52,8 +52,9 @@ fn by_width<T>(e: &Extents, narrow: T, middle: T, wide: T) -> T {
 /// Warps, tiles of a warp, and stages.
 type Choice = [usize; 3];
 
-/// For blocks whose warps have one tile.
+/// For blocks whose warps have one tile: of up to eight warps, or four.
 const SINGLE: &[Choice] = &[[8, 1, 2], [8, 1, 1], [4, 1, 1], [2, 1, 1], [1, 1, 1]];
+const FEW: &[Choice] = &[[4, 1, 2], [4, 1, 1], [2, 1, 1], [1, 1, 1]];
 
 impl Tiles {
     /// Of the forward kernel, with tangents of q, k and v or without.
@@ -69,8 +70,9 @@ impl Tiles {
 
     /// Of the backward kernel over queries.
     pub fn backward_queries(e: &Extents, room: Room) -> Self {
-        let choices = by_width(e, &[[4, 2, 2], [4, 2, 1]][..], &SINGLE[2..], &SINGLE[2..]);
-        let keys = by_width(e, 32, 64, 32);
+        let double: &[Choice] = &[[4, 2, 2], [4, 2, 1]];
+        let choices = by_width(e, double, FEW, FEW);
+        let keys = 32;
         let bytes = |rows: usize, stages: usize| (rows + stages * keys) * (row(e.k) + row(e.v));
         Self::first_that_fits(choices, room, bytes, ("KEYS", keys), 8)
     }
@@ -79,7 +81,7 @@ impl Tiles {
     pub fn backward_keys(e: &Extents, room: Room) -> Self {
         let queries = by_width(e, 64, 64, 32);
         let few = e.b * e.n * e.s.div_ceil(8 * TILE) < room.multiprocessors;
-        let choices = if few { &[[4, 1, 2], [4, 1, 1], [2, 1, 1], [1, 1, 1]][..] } else { SINGLE };
+        let choices = if few { FEW } else { SINGLE };
         // Two floats of statistics for a query.
         let bytes =
             |rows: usize, stages: usize| (rows + stages * queries) * (row(e.k) + row(e.v)) + stages * queries * 8;
