@@ -86,7 +86,10 @@ impl Mask {
     }
 
     /// What is added to the scores of one sample, head and query: −∞ where a key is not allowed.
-    pub(super) fn added(&self, at: [usize; 3], keys: std::ops::Range<usize>) -> impl Iterator<Item = f64> {
+    ///
+    /// # Panics
+    /// If the mask has no such sample, head, query or keys.
+    pub fn added(&self, at: [usize; 3], keys: std::ops::Range<usize>) -> impl Iterator<Item = f64> {
         let bias = self.bias.as_ref().map(|p| &p.row(at)[keys.clone()]);
         let allowed = self.allowed.as_ref().map(|p| &p.row(at)[keys.clone()]);
         (0..keys.len()).map(move |i| {

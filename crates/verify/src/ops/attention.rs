@@ -1,6 +1,8 @@
 //! Attention as its parts: what a computation in bf16 that keeps scores and probabilities is off.
 
-use fewstep_ops::{Attention, Cost, Dual, Memory, Meta, Op, Output, Result, Rule, Saved};
+use std::sync::Arc;
+
+use fewstep_ops::{Attention, Cost, Dual, Mask, Memory, Meta, Op, Output, Result, Rule, Saved};
 use fewstep_tensor::Tensor;
 use fewstep_tensor::gemm::{Mat, MatMut, Threads, gemm};
 
@@ -8,8 +10,11 @@ use crate::rounding::rounded;
 
 /// Attention of f64 inputs on the host, with scores, probabilities, their tangents and cotangents, and the outputs rounded to
 /// bf16 as the matrices that an unfused computation keeps. Sums are exact, as in f32 they nearly are.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Unfused(pub Attention);
+#[derive(Clone, Debug)]
+pub(crate) struct Unfused {
+    pub attention: Attention,
+    pub mask: Option<Arc<Mask>>,
+}
 
 /// A matrix, row by row.
 struct Matrix {
@@ -59,12 +64,16 @@ impl Matrix {
         self.rounded()
     }
 
-    fn softmax(self) -> Self {
-        self.each_row(|_, row| {
+    /// Of the sum of scores and what a mask adds to those of each query; zero where no key is allowed.
+    fn softmax(self, added: impl Fn(usize) -> Option<Vec<f64>>) -> Self {
+        self.each_row(|i, row| {
+            if let Some(added) = added(i) {
+                row.iter_mut().zip(added).for_each(|(x, a)| *x += a);
+            }
             let largest = row.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(x));
-            row.iter_mut().for_each(|x| *x = (*x - largest).exp());
+            row.iter_mut().for_each(|x| *x = if largest.is_finite() { (*x - largest).exp() } else { 0.0 });
             let sum: f64 = row.iter().sum();
-            row.iter_mut().for_each(|x| *x /= sum);
+            row.iter_mut().for_each(|x| *x = if sum > 0.0 { *x / sum } else { 0.0 });
         })
     }
 
@@ -95,9 +104,25 @@ struct Extents {
 
 impl Unfused {
     fn extents(&self, q: &[usize], v: &[usize]) -> Extents {
-        let (n, k) = (self.0.heads, q[2] / self.0.heads);
-        let scale = self.0.scale.unwrap_or(1.0 / (k as f64).sqrt());
+        let (n, k) = (self.attention.heads, q[2] / self.attention.heads);
+        let scale = self.attention.scale.unwrap_or(1.0 / (k as f64).sqrt());
         Extents { b: q[0], l: q[1], s: v[1], n, k, v: v[2] / n, scale }
+    }
+
+    /// What the mask adds to the scores of a query: −∞ for the keys of other packed samples.
+    fn added(&self, [sample, head, query]: [usize; 3], keys: usize) -> Option<Vec<f64>> {
+        let mask = self.mask.as_deref()?;
+        let Some(packed) = &mask.packed else { return Some(mask.added([sample, head, query], 0..keys).collect()) };
+        let mut added = vec![f64::NEG_INFINITY; keys];
+        let (mut first, mut first_key) = (0, 0);
+        for (sample, &[queries, keys]) in packed.iter().enumerate() {
+            if (first..first + queries).contains(&query) {
+                let own = mask.added([sample, head, query - first], 0..keys);
+                added[first_key..][..keys].iter_mut().zip(own).for_each(|(to, a)| *to = a);
+            }
+            (first, first_key) = (first + queries, first_key + keys);
+        }
+        Some(added)
     }
 
     /// Fills outputs [B, rows, N·width] head by head.
@@ -130,7 +155,7 @@ fn part(t: &[f64], [b, h]: [usize; 2], rows: usize, heads: usize, width: usize) 
 
 impl Op for Unfused {
     fn name(&self) -> &'static str {
-        self.0.name()
+        self.attention.name()
     }
 
     fn forward(&self, x: &[&Tensor]) -> Result<Output> {
@@ -148,7 +173,7 @@ impl Op for Unfused {
             let head = |i: usize, t| part(t, [b, h], extents[i][0], e.n, extents[i][1]).mat();
             let [q, k, v] = [0, 1, 2].map(|i| head(i, values[i]));
             let [q_dot, k_dot, v_dot] = [0, 1, 2].map(|i| dots[i].map(|t| head(i, t)));
-            let p = Matrix::products([e.l, e.s], e.scale, &[[q, k.t()]]).softmax();
+            let p = Matrix::products([e.l, e.s], e.scale, &[[q, k.t()]]).softmax(|i| self.added([b, h, i], e.s));
             let pairs: Vec<_> = [q_dot.map(|d| [d, k.t()]), k_dot.map(|d| [q, d.t()])].into_iter().flatten().collect();
             let p_dot = Matrix::products([e.l, e.s], e.scale, &pairs).through_softmax(&p);
             let pairs: Vec<_> = [Some([p_dot.mat(), v]), v_dot.map(|d| [p.mat(), d])].into_iter().flatten().collect();
@@ -166,7 +191,7 @@ impl Op for Unfused {
             let extents = [[e.l, e.k], [e.s, e.k], [e.s, e.v]];
             let [q, k, v] = [0, 1, 2].map(|i| part(values[i], [b, h], extents[i][0], e.n, extents[i][1]).mat());
             let o_bar = part(o_bar, [b, h], e.l, e.n, e.v).mat();
-            let p = Matrix::products([e.l, e.s], e.scale, &[[q, k.t()]]).softmax();
+            let p = Matrix::products([e.l, e.s], e.scale, &[[q, k.t()]]).softmax(|i| self.added([b, h, i], e.s));
             let s_bar = Matrix::products([e.l, e.s], 1.0, &[[o_bar, v.t()]]).through_softmax(&p);
             [
                 Matrix::products([e.l, e.k], e.scale, &[[s_bar.mat(), k]]),
@@ -178,7 +203,7 @@ impl Op for Unfused {
     }
 
     fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
-        self.0.cost(x, rule)
+        self.attention.cost(x, rule)
     }
 
     fn memory(&self) -> Memory {

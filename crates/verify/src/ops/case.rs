@@ -80,12 +80,7 @@ impl Case {
 
     /// In bf16 nothing is rounded.
     pub(super) fn exact(self) -> Self {
-        self.off(0.0)
-    }
-
-    /// In bf16 outputs may be so much off.
-    pub(super) fn off(self, allowed: f64) -> Self {
-        self.with_half(|half| half.allowed = Allowed::Of(allowed))
+        self.with_half(|half| half.allowed = Allowed::Of(0.0))
     }
 
     /// In bf16 outputs may be off by twice what this op's are.

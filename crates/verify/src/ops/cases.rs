@@ -217,7 +217,7 @@ fn rms_norm_rope() -> Vec<Case> {
 fn attention() -> Vec<Case> {
     let case = |[b, l, s, n, k, v]: [usize; 6], scale: Option<f64>| {
         let op = Attention { heads: n, scale };
-        Case::new(op, &[&[b, l, n * k], &[b, s, n * k], &[b, s, n * v]]).unfused(Unfused(op))
+        Case::new(op, &[&[b, l, n * k], &[b, s, n * k], &[b, s, n * v]]).unfused(Unfused { attention: op, mask: None })
     };
     // Odd extents, none at all, several blocks of keys and of queries, values of another width than keys.
     let mut all: Vec<Case> = [
@@ -300,10 +300,12 @@ fn masked_attention() -> Vec<Case> {
     for (i, (extents, [k, v])) in extents.into_iter().enumerate() {
         let n = extents[3];
         for (kind, [b, l, s], mask) in masks(extents, i as u64) {
-            let op = MaskedAttention { attention: Attention { heads: n, scale: None }, mask: Arc::new(mask) };
+            let (attention, mask) = (Attention { heads: n, scale: None }, Arc::new(mask));
+            let op = MaskedAttention { attention, mask: mask.clone() };
+            let unfused = Unfused { attention, mask: Some(mask) };
             let name = format!("{kind}: B {b}, L {l}, S {s}, {n} heads of {k} and {v}");
-            // Rounding of probabilities, of what multiplies them and of the output, 2⁻⁹ each, and as much for the means.
-            let case = Case::new(op, &[&[b, l, n * k], &[b, s, n * k], &[b, s, n * v]]).off(4.0 / 512.0).named(name);
+            let shapes: [&[usize]; 3] = [&[b, l, n * k], &[b, s, n * k], &[b, s, n * v]];
+            let case = Case::new(op, &shapes).unfused(unfused).named(name);
             all.push(if i < 2 { case } else { case.large() });
         }
     }
