@@ -53,7 +53,6 @@ impl Matrix {
     }
 
     fn rounded(self) -> Self {
-        // A bf16 is the nearest to a double that has the first 16 bits of a float.
         let at = self.at.iter().map(|&x| round(x)).collect();
         Matrix { at, ..self }
     }
