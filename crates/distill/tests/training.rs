@@ -16,7 +16,7 @@ use fewstep_distill::teaching::{TeachConfig, Teaching};
 use fewstep_distill::train::{Lora, Train};
 use fewstep_distill::training::{Ending, Hooks, Keep, LoopConfig, MAY_DIFFER, Training, run};
 use fewstep_distill::{Error, Result};
-use fewstep_nn::wan::{Wan, WanConfig};
+use fewstep_nn::wan::{Wan, WanConfig, WanLayout};
 use fewstep_ops::{Compute, Conditions, Network, Params};
 use fewstep_tensor::cuda::EMULATED;
 use fewstep_tensor::random::{Purpose, Stream};
@@ -366,6 +366,12 @@ fn on_a_gpu_a_resumed_distillation_is_the_uninterrupted_one_bit_for_bit() {
     run("whole", Start::Fresh, None);
     run("parts", Start::Fresh, Some(3));
     run("parts", Start::Resume, None);
+    let (model, path) = (run("parts", Start::Resume, None), dir.path().join("model.safetensors"));
+    denoiser().network().store(&model, WanLayout::Rcm, DType::Bf16).unwrap().write(&path).unwrap();
+    let read = denoiser().network().load(&path, DType::F32).unwrap();
+    for ((name, written), (_, read)) in model.iter().zip(read.iter()) {
+        assert_eq!(written.to_dtype(DType::Bf16).to_vec_f64(), read.to_vec_f64(), "{name}");
+    }
     let whole = tensors(&dir.path().join("whole"), 5);
     assert!(whole.len() > 3 && whole == tensors(&dir.path().join("parts"), 5));
     let metrics = read_metrics(&dir.path().join("whole/metrics.jsonl")).unwrap();

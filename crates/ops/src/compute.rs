@@ -38,7 +38,7 @@ impl Compute {
     /// # Errors
     /// If a GPU has no memory for them.
     pub fn conditions(&self, conditions: &Conditions) -> Result<Conditions> {
-        Ok(conditions.to(self.device, self.dtype)?)
+        conditions.to(self.device, self.dtype)
     }
 
     /// The most memory of a GPU in use since it was last asked, by kind; starts anew. A CPU tells nothing here.

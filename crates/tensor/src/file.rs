@@ -1,6 +1,7 @@
 //! Named tensors on disk: safetensors, memory-mapped for reading, written aside and renamed.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -103,13 +104,18 @@ impl TensorFile {
         if let Some((name, why)) = self.unreadable.first_key_value() {
             return Err(bad(path, format!("tensor '{name}' would be lost: {why}")));
         }
+        let failed = RefCell::new(None);
+        let bytes =
+            |tensor: &'_ Tensor| Bytes { of: tensor.clone(), dtype: dtype.unwrap_or(tensor.dtype()), failed: &failed };
         write_aside_at(path, |aside| {
-            let views = self.tensors.iter().map(|(k, t)| (k.as_str(), Bytes(t, dtype.unwrap_or(t.dtype()))));
+            let views = self.tensors.iter().map(|(k, t)| (k.as_str(), bytes(t)));
             let metadata = (!self.metadata.is_empty()).then(|| self.metadata.clone());
-            safetensors::serialize_to_file(views, metadata, aside).map_err(|e| match e {
+            let written = safetensors::serialize_to_file(views, metadata, aside).map_err(|e| match e {
                 safetensors::SafeTensorError::IoError(e) => e,
                 other => std::io::Error::other(other),
-            })
+            });
+            // A tensor that was not there to be written leaves a file that is not to be kept.
+            failed.take().map_or(written, |e: Error| Err(std::io::Error::other(e)))
         })
     }
 }
@@ -161,27 +167,36 @@ fn stored(dtype: Dtype) -> Option<Stored> {
 }
 
 /// A tensor as the writer wants it, and the dtype in which it is written.
-struct Bytes<'a>(&'a Tensor, DType);
+struct Bytes<'a> {
+    of: Tensor,
+    dtype: DType,
+    /// Why a tensor could not be had from a GPU.
+    failed: &'a RefCell<Option<Error>>,
+}
 
 impl View for Bytes<'_> {
     fn dtype(&self) -> Dtype {
-        match self.1 {
+        match self.dtype {
             DType::F32 => Dtype::F32,
             DType::F64 => Dtype::F64,
             DType::Bf16 => Dtype::BF16,
         }
     }
     fn shape(&self) -> &[usize] {
-        self.0.shape()
+        self.of.shape()
     }
     fn data(&self) -> Cow<'_, [u8]> {
-        match self.0.dtype() == self.1 {
-            true => self.0.le_bytes(),
-            false => Cow::Owned(self.0.to_dtype(self.1).le_bytes().into_owned()),
-        }
+        let bytes = match self.of.dtype() == self.dtype {
+            true => self.of.try_le_bytes(),
+            false => self.of.to_dtype(self.dtype).try_le_bytes().map(|bytes| Cow::Owned(bytes.into_owned())),
+        };
+        bytes.unwrap_or_else(|e| {
+            self.failed.replace(Some(e));
+            Cow::Owned(vec![0; self.data_len()])
+        })
     }
     fn data_len(&self) -> usize {
-        self.0.len() * self.1.size()
+        self.of.len() * self.dtype.size()
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::map::FileMap;
-use crate::{DType, Element, Error, Result, Tensor, bf16};
+use crate::{DType, Device, Element, Error, Result, Tensor, bf16};
 
 /// An element type of a file. Each becomes the [`DType`] that holds it exactly (64-bit integers up to 2⁵³).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +101,23 @@ impl Tensor {
         Ok(decode(stored, data, shape))
     }
 
+    /// The elements' little-endian bytes; borrowed on a little-endian machine, copied from a GPU.
+    ///
+    /// # Errors
+    /// If a GPU does not give them.
+    pub fn try_le_bytes(&self) -> Result<Cow<'_, [u8]>> {
+        match self.device() {
+            Device::Cpu => Ok(self.le_bytes()),
+            Device::Cuda(_) => Ok(Cow::Owned(self.to_device(Device::Cpu)?.le_bytes().into_owned())),
+        }
+    }
+
     /// The elements' little-endian bytes, of a tensor on the host; borrowed on a little-endian machine.
+    ///
+    /// # Panics
+    /// If the tensor is on a GPU, which would have to be asked: see [`Tensor::try_le_bytes`].
     pub fn le_bytes(&self) -> Cow<'_, [u8]> {
+        assert!(self.device() == Device::Cpu, "bytes of a tensor that is not on the host");
         fn bytes<T: Element, const N: usize>(t: &Tensor, f: impl Fn(T) -> [u8; N]) -> Cow<'_, [u8]> {
             // The caller matched on the dtype.
             let elements = t.as_slice::<T>().unwrap_or(&[]);

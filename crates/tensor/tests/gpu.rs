@@ -1,6 +1,7 @@
 //! Arithmetic on a GPU against the host's, with the kernels emulated.
 
 use fewstep_tensor::cuda::EMULATED;
+use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device, Tensor, arith};
 
@@ -141,5 +142,18 @@ fn what_is_not_finite_is_counted() {
         let t = gpu(&t.to_dtype(dtype));
         assert_eq!(arith::count_non_finite(&t).unwrap(), 3);
         assert_eq!(arith::sum_per_sample(&t, arith::Term::NonFinite).unwrap(), [1.0, 0.0, 0.0, 0.0, 2.0]);
+    }
+}
+
+#[test]
+fn a_file_of_tensors_on_a_gpu_holds_their_elements() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w.safetensors");
+    let host = Tensor::from_vec(vec![1.5f32, -2.0, 3.25], &[3]).unwrap();
+    let mut file = TensorFile::default();
+    file.tensors.insert("w".into(), host.to_device(EMULATED).unwrap());
+    for dtype in [None, Some(DType::Bf16)] {
+        file.write_as(&path, dtype).unwrap();
+        assert_eq!(TensorFile::read(&path).unwrap().get("w").unwrap().to_vec_f64(), host.to_vec_f64());
     }
 }

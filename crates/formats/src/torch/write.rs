@@ -157,7 +157,8 @@ fn archive(out: &mut impl Write, pickle: &[u8], tensors: &[&Tensor], dtype: Opti
     put("data.pkl".into(), pickle)?;
     put("byteorder".into(), b"little")?;
     for (i, t) in tensors.iter().enumerate() {
-        put(format!("data/{i}"), &t.to_dtype(dtype.unwrap_or(t.dtype())).le_bytes())?;
+        let t = t.to_dtype(dtype.unwrap_or(t.dtype()));
+        put(format!("data/{i}"), &t.try_le_bytes().map_err(std::io::Error::other)?)?;
     }
     put("version".into(), b"3\n")?;
     directory(out, &entries, at)

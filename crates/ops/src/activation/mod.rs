@@ -114,8 +114,12 @@ mod tests {
         for (seed, shape) in [&[3usize, 5, 7][..], &[0, 3], &[70, 300]].iter().enumerate() {
             let x = suite::draw(seed as u64, 0, &[shape]).unwrap().remove(0);
             let x = Tensor::from_vec(x.to_vec_f64().into_iter().map(away).collect(), shape).unwrap();
-            suite::check_at(&suite::Elsewhere { op: &Activation::Relu, device: EMULATED }, &[x.clone()], seed as u64)
-                .unwrap();
+            suite::check_at(
+                &suite::Elsewhere { op: &Activation::Relu, device: EMULATED },
+                std::slice::from_ref(&x),
+                seed as u64,
+            )
+            .unwrap();
             suite::check_at(&Activation::Relu, &[x], seed as u64).unwrap();
         }
     }

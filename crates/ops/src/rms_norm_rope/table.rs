@@ -8,6 +8,9 @@ use crate::{Error, Result};
 
 type Angles = Arc<dyn Fn() -> Vec<f64> + Send + Sync>;
 
+/// Tables on GPUs.
+type Copies = Arc<Mutex<HashMap<(Device, DType), [Tensor; 2]>>>;
+
 /// Cosines and sines [L, K/2] of the angles by which the pairs of a head are rotated, in f64 or in f32: each computed when
 /// it is first asked for, so that a run without data computes none.
 #[derive(Clone)]
@@ -17,7 +20,7 @@ pub struct RopeTable {
     angles: Angles,
     double: OnceLock<[Tensor; 2]>,
     single: OnceLock<[Tensor; 2]>,
-    copies: Arc<Mutex<HashMap<(Device, DType), [Tensor; 2]>>>,
+    copies: Copies,
 }
 
 impl fmt::Debug for RopeTable {
