@@ -53,7 +53,7 @@ pub(crate) fn current() -> (Kind, &'static str) {
     (KIND.get(), OP.get())
 }
 
-/// Bytes in use on a device, and the most since the last [`Account::reset_peak`] with what they were used for then.
+/// Bytes in use on a device, and the most since the last [`Gpu::reset_peak`](crate::Gpu::reset_peak) with what they were used for then.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes in use.

@@ -29,7 +29,7 @@ pub struct Operand {
     pub transposed: bool,
 }
 
-/// C (+)= A·B (+ bias), dense and row-major: A [m, k], B [k, n], C [m, n], bias [n] added to every row.
+/// C (+)= A·B (+ bias), dense and row-major: A `[m, k]`, B `[k, n]`, C `[m, n]`, bias `[n]` added to every row.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {
     /// Rows of C.

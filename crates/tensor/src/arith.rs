@@ -129,7 +129,7 @@ fn combine_row<T: Real>(terms: &[(f64, &[T])], out: &mut [T]) {
     }
 }
 
-/// As [`combine`], with coefficients [samples] of any dtype, which stay on the device where they are beside their tensors.
+/// As [`combine`], with coefficients `[samples]` of any dtype, which stay on the device where they are beside their tensors.
 ///
 /// # Errors
 /// As [`combine`].
@@ -213,7 +213,7 @@ pub fn sum_per_sample(x: &Tensor, term: Term) -> Result<Vec<f64>> {
     })
 }
 
-/// Σ a·b over each sample, [B] f64 on the device of both: in element order on a CPU, by fixed pieces on a GPU.
+/// Σ a·b over each sample, `[B]` f64 on the device of both: in element order on a CPU, by fixed pieces on a GPU.
 ///
 /// # Errors
 /// If shapes, dtypes or devices differ, or the dtype is not f32 or f64, or bf16 on a GPU.

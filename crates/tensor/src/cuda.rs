@@ -263,7 +263,7 @@ pub struct Factor<'a> {
 }
 
 /// c (+)= a·b (+ bias) with a [m, k], b [k, n], c [m, n], dense and row-major. Factors are of one dtype, c of that or the
-/// wide one; accumulates in the wide dtype. The bias [n] has the dtype of the factors.
+/// wide one; accumulates in the wide dtype. The bias `[n]` has the dtype of the factors.
 ///
 /// # Errors
 /// If dtypes do not fit, tensors are not on one GPU, or the library refuses.
