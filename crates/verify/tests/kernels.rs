@@ -1,4 +1,4 @@
-//! Every kernel that the networks launch, compiled for each generation of GPUs that is served: needs NVRTC, but no GPU.
+//! Every kernel that networks and optimiser launch, compiled for each generation of GPUs that is served: needs NVRTC, but no GPU.
 
 use std::sync::Mutex;
 
@@ -11,6 +11,7 @@ use fewstep_ops::{
 };
 use fewstep_tensor::cuda::{EMULATED, Variant, compile_for, gpu};
 use fewstep_tensor::{DType, Tensor};
+use fewstep_verify::{Check, numbers};
 
 const TARGETS: [&str; 3] = ["sm_80", "sm_90a", "sm_120"];
 
@@ -75,8 +76,17 @@ fn launched() -> Vec<Variant> {
         wan(WanConfig::t2v_14b(), DType::Bf16);
         encoders(DType::Bf16);
         autoencoder(DType::Bf16);
+        numbers::checks(EMULATED).iter().for_each(Check::launch);
     });
-    variants
+    // The optimiser's step ends after its norms where nothing is computed: its update also writes copies in bf16.
+    let with_copies = |v: &Variant| {
+        let defines =
+            v.defines.iter().map(|(n, value)| (n.clone(), if n == "COPY" { "2".into() } else { value.clone() }));
+        Variant { source: v.source, defines: defines.collect() }
+    };
+    let updates: Vec<Variant> = variants.iter().filter(|v| v.source.name() == "adamw").map(with_copies).collect();
+    assert!(!updates.is_empty());
+    variants.into_iter().chain(updates).collect()
 }
 
 /// Whether a kernel is one that time goes into: those in bf16, but for attention at heads that no published network has, and
