@@ -17,8 +17,7 @@ fn folders() -> Vec<PathBuf> {
     }
     all.push("/usr/local/cuda/lib64".into());
     let python = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(var).map(PathBuf::from);
-    let own = var("HOME").map(|home| PathBuf::from(home).join(".local"));
-    for prefix in python.chain(own).chain(["/usr/local".into(), "/usr".into(), "/opt/conda".into()]) {
+    for prefix in python.chain(["/usr/local".into(), "/usr".into(), "/opt/conda".into()]) {
         for version in children(&prefix.join("lib")) {
             for packages in ["site-packages", "dist-packages"] {
                 all.extend(children(&version.join(packages).join("nvidia")).into_iter().map(|p| p.join("lib")));
