@@ -60,7 +60,8 @@ impl Tiles {
     /// Of the forward kernel, with tangents of q, k and v or without.
     pub fn forward(e: &Extents, [q, k, v]: [bool; 3], room: Room) -> Self {
         let double: &[Choice] = &[[4, 2, 1], [2, 2, 1]];
-        let (choices, unroll) = if q || k || v { (SINGLE, 2) } else { (by_width(e, double, double, SINGLE), 8) };
+        let choices = if q || k || v { SINGLE } else { by_width(e, double, double, SINGLE) };
+        let unroll = if k || v { 2 } else { 8 };
         let keys = by_width(e, 64, 64, 32);
         let copies = |dot: bool| 1 + usize::from(dot);
         let of_a_key = row(e.k) * copies(k) + row(e.v) * copies(v);
