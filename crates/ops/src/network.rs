@@ -16,15 +16,6 @@ pub struct Conditions<V = Tensor> {
 }
 
 impl Conditions {
-    /// The conditions in another dtype.
-    pub fn to_dtype(&self, dtype: DType) -> Self {
-        Conditions {
-            text: self.text.to_dtype(dtype),
-            image: self.image.as_ref().map(|t| t.to_dtype(dtype)),
-            latent: self.latent.as_ref().map(|t| t.to_dtype(dtype)),
-        }
-    }
-
     /// The conditions on a device, in a dtype.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use fewstep_data::Split;
 use fewstep_diffusion::{Denoiser, Predictor, Wrapper};
 use fewstep_distill::check_jvp::{JvpReport, Precision, check_jvp};
-use fewstep_distill::examples::ExampleSource;
+use fewstep_distill::examples::{ExampleSource, Examples};
 use fewstep_nn::wan::Wan;
 use fewstep_ops::{Compute, Op, Slice};
 use fewstep_tensor::cuda::gpu;
@@ -24,17 +24,16 @@ const PATCH: [usize; 3] = [1, 2, 2];
 const POSITIONS: usize = 1 << 16;
 const CROP: [usize; 3] = [4, 32, 32];
 
-/// Checks a model on the first example, half data and half noise.
+/// Checks a model on one example, half data and half noise.
 ///
 /// # Errors
 /// If the model refuses the example.
 pub fn check_model(
     model: Predictor<'_, Wan>,
-    source: &dyn ExampleSource,
+    examples: &Examples,
     seed: u64,
     precision: Precision,
 ) -> Result<JvpReport> {
-    let examples = source.examples(0, 1)?;
     let stream = Stream::new(seed, Purpose::Check, 0);
     let noise = arith::normal(&stream, 0, examples.x_0.shape(), DType::F32, Device::Cpu)?;
     let x = cropped(&arith::combine(&[(&[0.7], &examples.x_0), (&[0.7], &noise)])?)?;
@@ -75,7 +74,7 @@ pub fn run(args: &CheckJvpArgs) -> Result<()> {
     let report = match (&args.model, &args.weights, &args.inputs) {
         (Some(model), ..) => {
             let source = DigitsSource::new(Split::HeldOut, args.seed)?;
-            check_model(Model::load(model, compute)?.predictor(), &source, args.seed, precision)?
+            check_model(Model::load(model, compute)?.predictor(), &source.examples(0, 1)?, args.seed, precision)?
         }
         (None, Some(weights), Some(inputs)) => {
             let bare = Bare::read(weights, inputs, args.heads, PATCH, compute)?;

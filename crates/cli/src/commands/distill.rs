@@ -36,10 +36,8 @@ pub fn run(args: &DistillArgs) -> Result<bool> {
     let teacher = Model::load_teacher(&s.teacher, s.heads, Compute::on(Device::Cpu))?;
     status!("Teacher", "{}: {} parameters", s.teacher, teacher.params.count());
     let source = example_source(&s.data, &s.teacher, teacher.network().config(), compute)?;
-    prepare(&teacher, compute, source.as_ref())?;
-    if s.distill.method.is_continuous() && !args.no_check {
-        check(&teacher, compute, source.as_ref(), s.distill.run.seed)?;
-    }
+    let checked = (s.distill.method.is_continuous() && !args.no_check).then_some(s.distill.run.seed);
+    ready(&teacher, compute, source.as_ref(), checked)?;
     let mut distiller = Distiller::new(
         s.distill.clone(),
         &teacher.denoiser,
@@ -65,21 +63,17 @@ pub fn run(args: &DistillArgs) -> Result<bool> {
     Ok(false)
 }
 
-/// Compiles what a training launches.
-fn prepare(teacher: &Model, compute: Compute, source: &dyn ExampleSource) -> Result<()> {
-    if compute.device == Device::Cpu {
+/// What comes before a training, on one copy of the teacher as it will compute and one example: kernels are compiled; and
+/// continuous-time consistency, which stands on the tangent, does not start where that is not the derivative.
+fn ready(teacher: &Model, compute: Compute, source: &dyn ExampleSource, checked: Option<u64>) -> Result<()> {
+    if compute.device == Device::Cpu && checked.is_none() {
         return Ok(());
     }
     let (examples, params) = (source.examples(0, 1)?, compute.weights(&teacher.params)?);
     let model = Predictor { denoiser: &teacher.denoiser, params: &params };
-    device::prepare_network(model, examples.x_0.shape(), &examples.conditions, (compute, Passes::All))
-}
-
-/// Continuous-time consistency stands on the tangent: refuses to start where it is not the derivative.
-fn check(teacher: &Model, compute: Compute, source: &dyn ExampleSource, seed: u64) -> Result<()> {
-    let params = compute.weights(&teacher.params)?;
-    let report =
-        check_model(Predictor { denoiser: &teacher.denoiser, params: &params }, source, seed, precision(compute)?)?;
+    device::prepare_network(model, examples.x_0.shape(), &examples.conditions, (compute, Passes::All))?;
+    let Some(seed) = checked else { return Ok(()) };
+    let report = check_model(model, &examples, seed, precision(compute)?)?;
     if report.is_empty() {
         warning!("tangents were not checked: the weights in f64 would not fit on the device");
         return Ok(());
