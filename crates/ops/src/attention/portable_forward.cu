@@ -105,15 +105,17 @@ __device__ __forceinline__ void soften(float (&p)[KN][4], float (&h)[KN][4], Sof
     // A row that no key was allowed to yet keeps zeros.
     const float base = top == -INFINITE ? 0.0f : mul_rn(top, unit);
     shrink = exp2_fast(fma_rn(before, unit, -base));
-    float& sum = state.sum[t][half];
-    sum = mul_rn(sum, shrink);
+    // The tile's sum apart: many small probabilities would each be lost beside a sum that holds a large one.
+    float part = 0.0f;
 #pragma unroll
     for (int n = 0; n < KN; n++)
 #pragma unroll
         for (int i = from; i < to; i++) {
             p[n][i] = exp2_fast(fma_rn(p[n][i], unit, -base));
-            sum = add_rn(sum, p[n][i]);
+            part = add_rn(part, p[n][i]);
         }
+    float& sum = state.sum[t][half];
+    sum = fma_rn(sum, shrink, part);
     if (!SCORES_MOVE) return;
     float &sum_dot = state.sum_dot[t][half], &spread = state.spread[t][half];
     sum_dot *= shrink;

@@ -172,6 +172,25 @@ fn scores_far_beyond_the_range_of_exp_do_not_overflow() {
 }
 
 #[test]
+fn many_small_probabilities_count_beside_a_large_one() {
+    // One key scores 0 and all others −17: each is less than half a unit in the last place of 1, but there are thousands.
+    const KEYS: usize = 4096;
+    let keys: Vec<f64> = (0..KEYS * 8).map(|i| if i % 8 == 0 && i > 0 { -17.0 } else { 0.0 }).collect();
+    let query: Vec<f64> = (0..8).map(|i| f64::from(u8::from(i == 0))).collect();
+    let half = |values: Vec<f64>, rows: usize| {
+        let t = Tensor::from_vec(values, &[1, rows, 8]).unwrap().to_dtype(DType::Bf16);
+        t.to_device(EMULATED).unwrap()
+    };
+    let (q, k) = (half(query, 1), half(keys, KEYS));
+    let op = Attention { heads: 1, scale: Some(1.0) };
+    let lse = op.forward(&[&q, &k, &k]).unwrap().kept[0].to_device(Device::Cpu).unwrap().to_vec_f64()[0];
+    let exact = ((KEYS - 1) as f64 * (-17.0f64).exp()).ln_1p();
+    // 1.7e-4. Beside 1 every tile's sum may lose half a unit of 1.2e-7; tiles have 64 keys or more.
+    let allowed = (KEYS / 64) as f64 * 6e-8;
+    assert!((lse - exact).abs() < allowed, "{lse:e} against {exact:e}");
+}
+
+#[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let shapes: [&[usize]; 3] = [&[2, 200, 20], &[2, 700, 20], &[2, 700, 12]];
     let x: Vec<Tensor> = suite::draw(1, 0, &shapes).unwrap().iter().map(|t| t.to_dtype(DType::F32)).collect();
