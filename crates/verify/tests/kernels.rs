@@ -1,13 +1,15 @@
-//! Every kernel that networks and optimiser launch, compiled for each generation of GPUs that is served: needs NVRTC, but no GPU.
+//! Every kernel that networks and optimiser launch, and those of masked attention, compiled for each generation of GPUs that is
+//! served: needs NVRTC, but no GPU.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use fewstep_nn::clip::{ClipConfig, ClipVision};
 use fewstep_nn::t5::{T5Config, T5Encoder, Tokens};
 use fewstep_nn::vae::{Half, Tile, VaeConfig, VaeOptions, WanVae};
 use fewstep_nn::wan::{Wan, WanConfig};
 use fewstep_ops::{
-    Conditions, Forward, Grads, Mode, Network, ParamSpec, Params, Plain, Recompute, Reverse, hopper_kernels,
+    Attention, Conditions, Forward, Grads, Mask, MaskedAttention, Mode, Network, Op, Pairs, ParamSpec, Params, Plain,
+    Recompute, Reverse, Saved, hopper_kernels,
 };
 use fewstep_tensor::cuda::{EMULATED, Variant, compile_for, gpu};
 use fewstep_tensor::{DType, Tensor};
@@ -16,7 +18,7 @@ use fewstep_verify::{Check, numbers};
 const TARGETS: [&str; 3] = ["sm_80", "sm_90a", "sm_120"];
 
 /// Parameters as a network on a GPU has them; nothing is computed with them.
-fn params(specs: &std::sync::Arc<[ParamSpec]>, dtype: DType) -> Params {
+fn params(specs: &Arc<[ParamSpec]>, dtype: DType) -> Params {
     let tensor = |s: &ParamSpec| {
         let dtype = if s.wide { dtype.wide() } else { dtype };
         Tensor::empty(&s.shape, dtype, EMULATED).unwrap()
@@ -66,7 +68,18 @@ fn autoencoder(dtype: DType) {
     assert!(vae.tiles(Half::Decoder, dtype, &options, [1, 2, 2]).is_ok());
 }
 
-/// What the passes of all networks launch.
+/// Attention under a mask, which no network of these needs.
+fn masked(width: usize) {
+    let x = empty(&[1, 70, 2 * width], DType::Bf16);
+    let allowed = Pairs::new([1, 1, 70, 70], vec![true; 70 * 70]).unwrap();
+    let mask = Arc::new(Mask { allowed: Some(allowed), ..Mask::default() });
+    let op = MaskedAttention { attention: Attention { heads: 2, scale: None }, mask };
+    let output = op.forward(&[&x; 3]).unwrap();
+    op.jvp(&[&x; 3], &[Some(&x); 3]).unwrap();
+    op.vjp(&Saved::of(&op, &[&x; 3], &output), &x, &[true; 3]).unwrap();
+}
+
+/// What the passes of all networks launch, and attention under a mask.
 fn launched() -> Vec<Variant> {
     let ((), variants) = gpu(EMULATED).unwrap().noting(|| {
         for dtype in [DType::Bf16, DType::F32, DType::F64] {
@@ -76,6 +89,7 @@ fn launched() -> Vec<Variant> {
         wan(WanConfig::t2v_14b(), DType::Bf16);
         encoders(DType::Bf16);
         autoencoder(DType::Bf16);
+        [64, 128].into_iter().for_each(masked);
         numbers::checks(EMULATED).iter().for_each(Check::launch);
     });
     // The optimiser's step ends after its norms where nothing is computed: its update also writes copies in bf16.

@@ -1,5 +1,7 @@
 //! Chooses the kernels for a GPU, a dtype and the widths of a head, and starts them.
 
+use std::sync::Arc;
+
 use fewstep_tensor::cuda::{Launch, Source, Table, gpu};
 use fewstep_tensor::{DType, Device, Tensor};
 
@@ -62,8 +64,8 @@ struct Masks {
     samples: usize,
     queries: usize,
     keys: usize,
-    bias: Option<(Table, [usize; 3])>,
-    allowed: Option<(Table, [usize; 3])>,
+    bias: Option<(Arc<Table>, [usize; 3])>,
+    allowed: Option<(Arc<Table>, [usize; 3])>,
     /// Where the queries and the keys of packed samples begin, and end.
     starts: Option<[Table; 2]>,
 }
@@ -72,15 +74,15 @@ impl Masks {
     fn new(e: &Extents, mask: &Mask, dtype: DType, device: Device) -> Result<Self> {
         let [samples, queries, keys] = mask.extents([e.b, e.l, e.s]);
         let bias = mask.bias.as_ref().map(|pairs| -> Result<_> {
-            let wide: Vec<f64> = pairs.values().iter().map(|&x| f64::from(x)).collect();
-            let table =
-                if dtype == DType::F64 { Table::new(device, &wide)? } else { Table::new(device, pairs.values())? };
-            Ok((table, pairs.strides()))
+            let table = pairs.on(device, dtype, |bias| match dtype {
+                DType::F64 => Table::new(device, &bias.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()),
+                _ => Table::new(device, bias),
+            });
+            Ok((table?, pairs.strides()))
         });
-        let allowed = mask
-            .allowed
-            .as_ref()
-            .map(|pairs| -> Result<_> { Ok((Table::new(device, pairs.values())?, pairs.strides())) });
+        let allowed = mask.allowed.as_ref().map(|pairs| -> Result<_> {
+            Ok((pairs.on(device, dtype, |allowed| Table::new(device, allowed))?, pairs.strides()))
+        });
         let starts = mask.packed.as_ref().map(|packed| -> Result<_> {
             let ends = |side: usize| {
                 packed.iter().scan(0, move |end, lengths| {
@@ -206,7 +208,7 @@ impl<'a> Call<'a> {
             Kernels::Simple => self.simple("attention_forward", [self.masks.queries, e.v])?,
             Kernels::Portable(room) => {
                 let dots = [0, 1, 2].map(|i| x_dot[i].is_some());
-                let tiles = Tiles::forward(e, dots, room);
+                let tiles = Tiles::forward(e, dots, self.masks.any(), room);
                 let launch = self.portable((&FORWARD, "attention_forward"), self.masks.queries, &tiles)?;
                 let names = ["Q_DOT", "K_DOT", "V_DOT"].into_iter().zip(dots);
                 names.fold(launch, |launch, (name, dot)| launch.define(name, u8::from(dot)))
@@ -300,7 +302,7 @@ impl Backward<'_> {
         let (call, e) = (&self.call, self.call.e);
         let padded = [e.n, call.masks.padded(e)];
         let (exponents, delta) = (call.statistics(&padded)?, call.statistics(&padded)?);
-        let tiles = Tiles::backward_queries(e, room);
+        let tiles = Tiles::backward_queries(e, call.masks.any(), room);
         let queries = |kernel| call.portable((&QUERIES, kernel), call.masks.queries, &tiles);
         let launch = queries("attention_delta")?
             .grid([call.masks.queries.next_multiple_of(PADDED) / DELTA_ROWS, e.n, call.masks.samples])

@@ -1,6 +1,10 @@
 //! What an attention may attend to.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fewstep_tensor::cuda::Table;
+use fewstep_tensor::{DType, Device};
 
 use crate::{Error, Result};
 
@@ -9,7 +13,11 @@ use crate::{Error, Result};
 pub struct Pairs<T> {
     shape: [usize; 4],
     values: Arc<[T]>,
+    copies: Copies,
 }
+
+/// Tables on GPUs, by the dtype of what they are for.
+type Copies = Arc<Mutex<HashMap<(Device, DType), Arc<Table>>>>;
 
 impl<T: Copy> Pairs<T> {
     /// Values by sample, head, query and key, row-major.
@@ -21,12 +29,23 @@ impl<T: Copy> Pairs<T> {
         if values.len() != shape.iter().product::<usize>() {
             return Err(Error::input(super::NAME, format!("values of shape {shape:?}"), values.len()));
         }
-        Ok(Pairs { shape, values })
+        Ok(Pairs { shape, values, copies: Copies::default() })
     }
 
-    /// The values.
-    pub(super) fn values(&self) -> &[T] {
-        &self.values
+    /// The values on a GPU, which keeps them, as `table` makes them for a dtype.
+    pub(super) fn on(
+        &self,
+        device: Device,
+        dtype: DType,
+        table: impl FnOnce(&[T]) -> fewstep_tensor::Result<Table>,
+    ) -> Result<Arc<Table>> {
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = copies.get(&(device, dtype)) {
+            return Ok(made.clone());
+        }
+        let made = Arc::new(table(&self.values)?);
+        copies.insert((device, dtype), made.clone());
+        Ok(made)
     }
 
     /// From a sample, a head and a query to the next.

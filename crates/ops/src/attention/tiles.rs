@@ -57,10 +57,11 @@ const SINGLE: &[Choice] = &[[8, 1, 2], [8, 1, 1], [4, 1, 1], [2, 1, 1], [1, 1, 1
 const FEW: &[Choice] = &[[4, 1, 2], [4, 1, 1], [2, 1, 1], [1, 1, 1]];
 
 impl Tiles {
-    /// Of the forward kernel, with tangents of q, k and v or without.
-    pub fn forward(e: &Extents, [q, k, v]: [bool; 3], room: Room) -> Self {
+    /// Of the forward kernel, with tangents of q, k and v or without; a mask takes registers.
+    pub fn forward(e: &Extents, [q, k, v]: [bool; 3], masked: bool, room: Room) -> Self {
         let double: &[Choice] = &[[4, 2, 1], [2, 2, 1]];
-        let choices = if q || k || v { SINGLE } else { by_width(e, double, double, SINGLE) };
+        let middle = if masked { SINGLE } else { double };
+        let choices = if q || k || v { SINGLE } else { by_width(e, double, middle, SINGLE) };
         let unroll = if k || v { 2 } else { 8 };
         let keys = by_width(e, 64, 64, 32);
         let copies = |dot: bool| 1 + usize::from(dot);
@@ -70,12 +71,13 @@ impl Tiles {
     }
 
     /// Of the backward kernel over queries.
-    pub fn backward_queries(e: &Extents, room: Room) -> Self {
+    pub fn backward_queries(e: &Extents, masked: bool, room: Room) -> Self {
         let double: &[Choice] = &[[4, 2, 2], [4, 2, 1]];
-        let choices = by_width(e, double, FEW, FEW);
+        let choices = if masked { FEW } else { by_width(e, double, FEW, FEW) };
+        let unroll = if masked { 4 } else { 8 };
         let keys = 32;
         let bytes = |rows: usize, stages: usize| (rows + stages * keys) * (row(e.k) + row(e.v));
-        Self::first_that_fits(choices, room, bytes, ("KEYS", keys), 8)
+        Self::first_that_fits(choices, room, bytes, ("KEYS", keys), unroll)
     }
 
     /// Of the backward kernel over keys: of fewer warps where the keys are few, so that more multiprocessors work.
