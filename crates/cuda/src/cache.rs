@@ -1,4 +1,5 @@
-//! Compiled kernels on disk: a file per source, options, compiler and driver, named by their hash.
+//! Compiled kernels on disk: a file per source, options, compiler and driver, named by their hash; and the plans of products that
+//! were chosen by timing.
 //!
 //! A file is written aside and renamed, so that processes that compile the same kernel do not disturb each other. One that
 //! does not hold what its own checksum says is compiled again.
@@ -43,17 +44,27 @@ pub(crate) fn get_or<E>(
     key: &str,
     compile: impl FnOnce() -> Result<Vec<u8>, E>,
 ) -> Result<Vec<u8>, E> {
-    let Some(folder) = folder else { return compile() };
-    let file = folder.join(key);
-    if let Some(code) = fs::read(&file).ok().and_then(|bytes| unpacked(&bytes).map(<[u8]>::to_vec)) {
+    if let Some(code) = get(folder, key) {
         return Ok(code);
     }
     let code = compile()?;
-    if let Err(e) = keep(folder, &file, &code) {
+    keep(folder, key, &code);
+    Ok(code)
+}
+
+/// What is kept under a key, if it is whole.
+pub(crate) fn get(folder: Option<&Path>, key: &str) -> Option<Vec<u8>> {
+    let bytes = fs::read(folder?.join(key)).ok()?;
+    unpacked(&bytes).map(<[u8]>::to_vec)
+}
+
+/// Keeps something under a key, in the place of what was there.
+pub(crate) fn keep(folder: Option<&Path>, key: &str, code: &[u8]) {
+    let Some(folder) = folder else { return };
+    if let Err(e) = write(folder, &folder.join(key), code) {
         // Only a slower start: the first problem is told, and computing goes on.
         let _ = PROBLEM.set(format!("compiled kernels cannot be kept in {}: {e}", folder.display()));
     }
-    Ok(code)
 }
 
 fn unpacked(bytes: &[u8]) -> Option<&[u8]> {
@@ -61,7 +72,7 @@ fn unpacked(bytes: &[u8]) -> Option<&[u8]> {
     (hash == Sha256::digest(code).as_slice()).then_some(code)
 }
 
-fn keep(folder: &Path, file: &Path, code: &[u8]) -> std::io::Result<()> {
+fn write(folder: &Path, file: &Path, code: &[u8]) -> std::io::Result<()> {
     fs::create_dir_all(folder)?;
     let mut aside = tempfile::NamedTempFile::new_in(folder)?;
     aside.write_all(MAGIC)?;

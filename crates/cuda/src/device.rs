@@ -133,7 +133,13 @@ impl Gpu {
         Ok(self.0.driver.between([before, after])? / 1000.0)
     }
 
-    /// C (+)= A·B (+ bias).
+    /// From now on times the library's plans for each product that comes for the first time, and keeps the fastest on disk: for
+    /// this process and for later ones on such a device, which take it without timing anything.
+    pub fn tune(&self, on: bool) {
+        self.0.driver.tune(on);
+    }
+
+    /// C (+)= A·B (+ bias), or its GELU.
     ///
     /// # Errors
     /// If the library refuses.

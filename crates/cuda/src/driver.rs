@@ -27,6 +27,8 @@ pub(crate) trait Driver: Send + Sync + Debug {
     /// Compiles a source, or finds it compiled.
     fn load(&self, name: &str, text: &str, defines: &[(String, String)]) -> Result<Arc<dyn Module>>;
     fn multiply(&self, product: &Product) -> Result<()>;
+    /// Whether products that come for the first time are timed in several ways, and the fastest is kept.
+    fn tune(&self, on: bool);
     fn tensor_map(&self, tiling: &Tiling) -> Result<TensorMap>;
     /// A mark in the order of the work.
     fn mark(&self) -> Result<u64>;

@@ -48,6 +48,15 @@ impl Emulated {
         })
     }
 
+    fn write(&self, address: u64, x: &[f64], element: Element) -> Result<()> {
+        let bytes: Vec<u8> = match element {
+            Element::Bf16 => x.iter().flat_map(|&x| bf16_bits(x).to_le_bytes()).collect(),
+            Element::F32 => x.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
+            Element::F64 => x.iter().flat_map(|&x| x.to_le_bytes()).collect(),
+        };
+        Ok(self.emulator.write(address, &bytes)?)
+    }
+
     fn factor(&self, operand: Operand, rows: usize, columns: usize, element: Element) -> Result<Vec<f64>> {
         let stored = self.read(operand.address, rows * columns, element)?;
         if !operand.transposed {
@@ -65,6 +74,12 @@ fn each<const N: usize>(bytes: &[u8], f: impl Fn([u8; N]) -> f64) -> Vec<f64> {
 fn bf16_bits(x: f64) -> u16 {
     let bits = (x as f32).to_bits();
     if x.is_nan() { 0x7fff } else { (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16 }
+}
+
+/// ½x(1 + tanh(√(2/π)(x + 0.044715x³)))
+fn gelu(x: f64) -> f64 {
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+    0.5 * x * (1.0 + inner.tanh())
 }
 
 impl Driver for Emulated {
@@ -114,18 +129,23 @@ impl Driver for Emulated {
         let (a, b) = (self.factor(p.a, p.m, p.k, p.factors)?, self.factor(p.b, p.k, p.n, p.factors)?);
         let bias = p.bias.map(|bias| self.read(bias, p.n, p.factors)).transpose()?;
         let before = if p.accumulate { Some(self.read(p.c, p.m * p.n, p.result)?) } else { None };
-        let mut bytes = Vec::with_capacity(p.m * p.n * p.result.size());
+        let mut sums = Vec::with_capacity(p.m * p.n);
         for (i, j) in (0..p.m).flat_map(|i| (0..p.n).map(move |j| (i, j))) {
-            let mut sum: f64 = (0..p.k).map(|l| a[i * p.k + l] * b[l * p.n + j]).sum();
-            sum += before.as_ref().map_or(0.0, |c| c[i * p.n + j]) + bias.as_ref().map_or(0.0, |bias| bias[j]);
-            match p.result {
-                Element::Bf16 => bytes.extend(bf16_bits(sum).to_le_bytes()),
-                Element::F32 => bytes.extend((sum as f32).to_le_bytes()),
-                Element::F64 => bytes.extend(sum.to_le_bytes()),
-            }
+            let sum: f64 = (0..p.k).map(|l| a[i * p.k + l] * b[l * p.n + j]).sum();
+            sums.push(
+                sum + before.as_ref().map_or(0.0, |c| c[i * p.n + j]) + bias.as_ref().map_or(0.0, |bias| bias[j]),
+            );
         }
-        Ok(self.emulator.write(p.c, &bytes)?)
+        if let Some(address) = p.before_gelu {
+            self.write(address, &sums, p.result)?;
+        }
+        if p.gelu {
+            sums.iter_mut().for_each(|x| *x = gelu(*x));
+        }
+        self.write(p.c, &sums, p.result)
     }
+
+    fn tune(&self, _on: bool) {}
 
     fn tensor_map(&self, _tiling: &Tiling) -> Result<TensorMap> {
         Err(Error::Emulator("the bulk copy engine is not emulated".into()))

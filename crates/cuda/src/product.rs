@@ -29,7 +29,7 @@ pub struct Operand {
     pub transposed: bool,
 }
 
-/// C (+)= A·B (+ bias), dense and row-major: A `[m, k]`, B `[k, n]`, C `[m, n]`, bias `[n]` added to every row.
+/// C (+)= A·B (+ bias), or gelu of that, dense and row-major: A `[m, k]`, B `[k, n]`, C `[m, n]`, bias `[n]` added to every row.
 #[derive(Clone, Copy, Debug)]
 pub struct Product {
     /// Rows of C.
@@ -52,4 +52,9 @@ pub struct Product {
     pub accumulate: bool,
     /// The bias, if any.
     pub bias: Option<u64>,
+    /// Whether C is the GELU by the hyperbolic tangent of A·B + bias, before that is rounded; bf16 alone, n a multiple of 8,
+    /// nothing accumulated. Its bits do not depend on `before_gelu`.
+    pub gelu: bool,
+    /// Where A·B + bias goes `[m, n]`, of the type of C, if it is wanted beside its GELU.
+    pub before_gelu: Option<u64>,
 }

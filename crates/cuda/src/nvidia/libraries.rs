@@ -75,3 +75,16 @@ pub(super) fn products() -> Result<()> {
     // SAFETY: as above.
     find(|| unsafe { cudarc::cublaslt::sys::is_culib_present() }, "libcublasLt.so.13", "nvidia-cublas")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_is_nowhere_is_named_with_what_brings_it() {
+        let e = find(|| false, "libnvrtc.so.999", "nvidia-cuda-nvrtc").unwrap_err().to_string();
+        assert!(e.contains("libnvrtc.so.999") && e.contains("pip install nvidia-cuda-nvrtc"), "{e}");
+        assert!(e.contains("FEWSTEP_CUDA_LIBRARIES"), "{e}");
+        assert!(find(|| true, "libnvrtc.so.999", "nvidia-cuda-nvrtc").is_ok());
+    }
+}

@@ -6,7 +6,7 @@ mod matmul;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -79,18 +79,27 @@ impl Nvidia {
         }
         let device = result::device::get(ordinal as c_int).map_err(refused("cuDeviceGet"))?;
         let properties = properties(device)?;
-        let (major, minor) = properties.capability;
-        if (major, minor) < OLDEST {
-            return Err(Error::Architecture { name: properties.name, major, minor });
-        }
+        refuse_old_device(&properties)?;
         libraries::compiler()?;
         libraries::products()?;
         let compiler = Compiler::new(Target::of(properties.capability)?)?;
         // SAFETY: the device comes from the driver; context, stream and pool are made and kept here.
         let handles = unsafe { open(device) }?;
-        let multiplier = Mutex::new(Multiplier::new(handles.stream)?);
+        let multiplier = Mutex::new(Multiplier::new(handles.stream, &properties.name)?);
         Ok(Nvidia { properties, handles: Arc::new(handles), compiler, multiplier })
     }
+
+    fn multiplier(&self) -> MutexGuard<'_, Multiplier> {
+        self.multiplier.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+fn refuse_old_device(properties: &Properties) -> Result<()> {
+    let (major, minor) = properties.capability;
+    if (major, minor) < OLDEST {
+        return Err(Error::Architecture { name: properties.name.clone(), major, minor });
+    }
+    Ok(())
 }
 
 fn properties(device: sys::CUdevice) -> Result<Properties> {
@@ -202,7 +211,11 @@ impl Driver for Nvidia {
 
     fn multiply(&self, product: &Product) -> Result<()> {
         self.handles.bind()?;
-        self.multiplier.lock().unwrap_or_else(|e| e.into_inner()).multiply(product)
+        self.multiplier().multiply(product)
+    }
+
+    fn tune(&self, on: bool) {
+        self.multiplier().tuning = on;
     }
 
     fn tensor_map(&self, t: &Tiling) -> Result<TensorMap> {
@@ -233,29 +246,39 @@ impl Driver for Nvidia {
 
     fn mark(&self) -> Result<u64> {
         self.handles.bind()?;
-        let mut event = std::ptr::null_mut();
-        // SAFETY: the event is made here, and recorded on the device's own stream.
-        unsafe {
-            sys::cuEventCreate(&mut event, 0).result().map_err(refused("cuEventCreate"))?;
-            sys::cuEventRecord(event, self.handles.stream).result().map_err(refused("cuEventRecord"))?;
-        }
-        Ok(event as u64)
+        mark(self.handles.stream)
     }
 
     fn between(&self, marks: [u64; 2]) -> Result<f64> {
         self.handles.bind()?;
-        let [from, to] = marks.map(|mark| mark as sys::CUevent);
-        let mut milliseconds = 0f32;
-        // SAFETY: both events were made by `mark`, were recorded, and are used no more afterwards.
-        unsafe {
-            sys::cuEventSynchronize(to).result().map_err(failed("work on the device"))?;
-            let measured = sys::cuEventElapsedTime_v2(&mut milliseconds, from, to).result();
-            measured.map_err(refused("cuEventElapsedTime"))?;
-            sys::cuEventDestroy_v2(from).result().map_err(refused("cuEventDestroy"))?;
-            sys::cuEventDestroy_v2(to).result().map_err(refused("cuEventDestroy"))?;
-        }
-        Ok(f64::from(milliseconds))
+        between(marks)
     }
+}
+
+/// A mark in the order of a stream's work; its context is bound.
+fn mark(stream: sys::CUstream) -> Result<u64> {
+    let mut event = std::ptr::null_mut();
+    // SAFETY: the event is made here; the stream lives as long as the device.
+    unsafe {
+        sys::cuEventCreate(&mut event, 0).result().map_err(refused("cuEventCreate"))?;
+        sys::cuEventRecord(event, stream).result().map_err(refused("cuEventRecord"))?;
+    }
+    Ok(event as u64)
+}
+
+/// Milliseconds between two marks, once their work is done; uses them up.
+fn between(marks: [u64; 2]) -> Result<f64> {
+    let [from, to] = marks.map(|mark| mark as sys::CUevent);
+    let mut milliseconds = 0f32;
+    // SAFETY: both events were made by `mark`, were recorded, and are used no more afterwards.
+    unsafe {
+        sys::cuEventSynchronize(to).result().map_err(failed("work on the device"))?;
+        let measured = sys::cuEventElapsedTime_v2(&mut milliseconds, from, to).result();
+        measured.map_err(refused("cuEventElapsedTime"))?;
+        sys::cuEventDestroy_v2(from).result().map_err(refused("cuEventDestroy"))?;
+        sys::cuEventDestroy_v2(to).result().map_err(refused("cuEventDestroy"))?;
+    }
+    Ok(f64::from(milliseconds))
 }
 
 struct Kernels {
@@ -315,5 +338,24 @@ impl Module for Kernels {
         // SAFETY: the arguments point to values of the kernel's parameters, as its launcher lists them.
         unsafe { result::launch_kernel(function, grid, block, shared as u32, self.handles.stream, args) }
             .map_err(|e| Error::Call { call: "cuLaunchKernel", reason: format!("{kernel}: {e:?}") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_without_the_kernels_instructions_is_refused_by_name() {
+        let of = |name: &str, capability| Properties {
+            name: name.into(),
+            capability,
+            memory: 1 << 34,
+            multiprocessors: 40,
+            shared: 64 << 10,
+        };
+        assert!(refuse_old_device(&of("A100", (8, 0))).is_ok() && refuse_old_device(&of("B200", (10, 0))).is_ok());
+        let e = refuse_old_device(&of("Tesla T4", (7, 5))).unwrap_err().to_string();
+        assert!(e.contains("Tesla T4") && e.contains("7.5") && e.contains("8.0 or newer"), "{e}");
     }
 }
