@@ -1,6 +1,6 @@
 //! Declaring parameters and applying the layers made of them.
 
-use fewstep_ops::{Activation, Add, Init, Linear, Mode, Op, ParamId, ParamSpec, Result, Scale};
+use fewstep_ops::{Activation, Add, Init, Linear, LinearGelu, Mode, Op, ParamId, ParamSpec, Result, Scale};
 
 /// Collects a network's parameters in order.
 #[derive(Debug, Default)]
@@ -87,8 +87,13 @@ impl Projection {
     /// # Errors
     /// As [`Projection::apply`].
     pub fn then<M: Mode>(&self, m: &M, x: &M::Value, a: Activation, next: &Projection) -> Result<M::Value> {
-        let hidden = self.apply(m, x)?;
-        next.apply(m, &m.apply(a, &[&hidden])?)
+        // An adapter adds to what the activation is of.
+        let fused = a == Activation::GeluTanh && m.adapter(self.weight).is_none();
+        let activated = match self.bias {
+            Some(bias) if fused => m.apply(LinearGelu { bias: true }, &[x, &m.param(self.weight)?, &m.param(bias)?])?,
+            _ => m.apply(a, &[&self.apply(m, x)?])?,
+        };
+        next.apply(m, &activated)
     }
 }
 

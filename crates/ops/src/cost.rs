@@ -79,12 +79,14 @@ pub struct Cost {
     pub shares: bool,
     /// Inputs by which the op's derivative is the identity: their cotangent is ȳ itself, and so is a lone tangent.
     pub passes: Vec<usize>,
+    /// Inputs whose cotangent is added to a sum without memory of its own.
+    pub adds: Vec<usize>,
 }
 
 impl Cost {
     /// An op that makes y, with so many operations.
     pub fn new(y: Meta, flops: f64) -> Self {
-        Cost { y, kept: Vec::new(), flops, scratch: 0, shares: false, passes: Vec::new() }
+        Cost { y, kept: Vec::new(), flops, scratch: 0, shares: false, passes: Vec::new(), adds: Vec::new() }
     }
 
     /// An op that does `each` operations for every element of y in a pass.

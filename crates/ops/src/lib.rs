@@ -55,7 +55,7 @@ pub use error::{Error, Result};
 pub use forward::{Dual, Forward};
 pub use gated_residual::GatedResidual;
 pub use layer_norm::{LayerNormAffine, LayerNormModulate};
-pub use linear::Linear;
+pub use linear::{Linear, LinearGelu};
 pub use mode::{Mode, Segment};
 pub use multiply::Multiply;
 pub use network::{Conditions, Network};

@@ -1,6 +1,6 @@
 use std::fmt::Debug;
 
-use fewstep_tensor::{DType, Device, Tensor};
+use fewstep_tensor::{DType, Device, Tensor, arith};
 
 use crate::{Cost, Dual, Error, Meta, Result, Rule};
 
@@ -19,7 +19,7 @@ impl From<Tensor> for Output {
     }
 }
 
-/// An operation y = f(x₁, …, xₙ), defined by three rules. None has a default: a missing rule does not compile.
+/// An operation y = f(x₁, …, xₙ), defined by three rules. No rule has a default: a missing one does not compile.
 ///
 /// The rules of one op agree bit for bit on the primal: `jvp` returns exactly the `y` of `forward`.
 pub trait Op: Debug + Send + Sync {
@@ -31,6 +31,14 @@ pub trait Op: Debug + Send + Sync {
     /// # Errors
     /// If the inputs do not fit the op; the message names the invariant.
     fn forward(&self, x: &[&Tensor]) -> Result<Output>;
+
+    /// y alone, bit for bit that of `forward`: for who keeps nothing.
+    ///
+    /// # Errors
+    /// As `forward`.
+    fn value(&self, x: &[&Tensor]) -> Result<Tensor> {
+        Ok(self.forward(x)?.y)
+    }
 
     /// (y, ẏ) with ẏ = Σᵢ ∂f/∂xᵢ·ẋᵢ, computed together. A missing tangent is zero and costs nothing.
     ///
@@ -44,6 +52,22 @@ pub trait Op: Debug + Send + Sync {
     /// If the cotangent's shape is not the output's.
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>>;
 
+    /// As `vjp`, each cotangent added to `sums[i]` where there is one: gradients that add up over passes. No rule of its own; an
+    /// op that forms a cotangent by a product adds it in place, without memory for the cotangent itself. ȳ is given away, so that
+    /// its memory can be free as soon as it has been read.
+    ///
+    /// # Errors
+    /// As `vjp`, or if a sum has another shape than its input.
+    fn vjp_onto(
+        &self,
+        saved: &Saved,
+        y_bar: Tensor,
+        wanted: &[bool],
+        sums: Vec<Option<Tensor>>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        add_onto(sums, self.vjp(saved, &y_bar, wanted)?)
+    }
+
     /// What a rule costs on inputs of these shapes and dtypes; refuses what `forward` refuses. It is what `plan` knows of
     /// the op, and the suite holds output and statistics against `forward`.
     ///
@@ -53,6 +77,19 @@ pub trait Op: Debug + Send + Sync {
 
     /// What a tape keeps for `vjp`.
     fn memory(&self) -> Memory;
+}
+
+/// Adds cotangents to sums, in the sums' dtype; those without a sum stay as they are.
+pub(crate) fn add_onto(sums: Vec<Option<Tensor>>, bars: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
+    let add = |(sum, bar): (Option<Tensor>, Option<Tensor>)| match (sum, bar) {
+        (Some(mut sum), Some(bar)) => {
+            let bar = bar.to_dtype(sum.dtype());
+            arith::add_assign(&mut sum, &bar)?;
+            Ok(Some(sum))
+        }
+        (sum, bar) => Ok(sum.or(bar)),
+    };
+    sums.into_iter().zip(bars).map(add).collect()
 }
 
 /// What a tape keeps of an op: the values that its vjp reads. Shapes and statistics it keeps always.

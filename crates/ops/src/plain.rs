@@ -66,13 +66,14 @@ impl Mode for Plain<'_> {
     }
 
     fn apply(&self, op: impl Op + 'static, inputs: &[&Tensor]) -> Result<Tensor> {
-        let output = attributed_to(op.name(), || op.forward(inputs))?;
-        if let Some(record) = &self.record
-            && op.memory().survives_recomputation()
-        {
-            record.borrow_mut().push(output.clone());
+        match &self.record {
+            Some(record) if op.memory().survives_recomputation() => {
+                let output = attributed_to(op.name(), || op.forward(inputs))?;
+                record.borrow_mut().push(output.clone());
+                Ok(output.y)
+            }
+            _ => attributed_to(op.name(), || op.value(inputs)),
         }
-        Ok(output.y)
     }
 
     fn segment(&self, segment: impl Segment, inputs: &[&Tensor]) -> Result<Tensor> {

@@ -164,10 +164,20 @@ impl<'p> Reverse<'p> {
                 Node::Boundary(outer) => accumulate(&mut bars[outer], bar)?,
                 Node::Op { op, inputs, saved } => {
                     let wanted: Vec<bool> = inputs.iter().map(Option::is_some).collect();
-                    let x_bar = attributed_to(op.name(), || op.vjp(&saved, &bar, &wanted))?;
-                    for (input, x_bar) in inputs.iter().zip(x_bar) {
-                        if let (Some(i), Some(x_bar)) = (input, x_bar) {
-                            accumulate(&mut bars[*i], x_bar)?;
+                    // A parameter's gradient so far, to which the op adds.
+                    let param = |input: &Option<usize>| match tape.get((*input)?) {
+                        Some(Node::Param(id)) => Some(*id),
+                        _ => None,
+                    };
+                    let ids: Vec<Option<ParamId>> = inputs.iter().map(param).collect();
+                    let sums: Vec<_> = ids.iter().map(|id| grads.tensors[(*id)?.0].take()).collect();
+                    let summed: Vec<bool> = sums.iter().map(Option::is_some).collect();
+                    let x_bar = attributed_to(op.name(), || op.vjp_onto(&saved, bar, &wanted, sums))?;
+                    for (i, x_bar) in x_bar.into_iter().enumerate() {
+                        match (ids[i], inputs[i], x_bar) {
+                            (Some(id), _, x_bar) if summed[i] => grads.tensors[id.0] = x_bar,
+                            (_, Some(n), Some(x_bar)) => accumulate(&mut bars[n], x_bar)?,
+                            _ => {}
                         }
                     }
                 }

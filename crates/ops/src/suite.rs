@@ -135,6 +135,9 @@ fn double_precision(op: &dyn Op, x: &[Tensor], seed: u64, claims: &mut Claims) -
     let (u, v) = (draw(seed, 1, &shapes)?, draw(seed, 2, &shapes)?);
     let output = op.forward(&refs)?;
     let y_bar = draw(seed, 3, &[output.y.shape()])?.remove(0);
+    if bits(&op.value(&refs)?) != bits(&output.y) {
+        return Ok(Some("value is forward, bit for bit".into()));
+    }
     if let Some(e) = cost(op, &refs, &output)? {
         return Ok(Some(e));
     }
@@ -208,8 +211,37 @@ fn adjoint(
             return Ok(Some(format!("the cotangent of input {i} does not depend on what else is wanted")));
         }
     }
+    if let Some(e) = sums(op, x, &saved, y_bar, (u, &all), claims)? {
+        return Ok(Some(e));
+    }
     let failed = claims.hold((left - right).abs() / scale.max(f64::MIN_POSITIVE), ROUNDING_TOLERANCE);
     Ok(failed.map(|e| format!("⟨ȳ, Jẋ⟩ = ⟨Jᵀȳ, ẋ⟩: {left:e} against {right:e}, {e}")))
+}
+
+/// An op that adds cotangents to sums adds what its vjp returns.
+fn sums(
+    op: &dyn Op,
+    x: &[&Tensor],
+    saved: &Saved,
+    y_bar: &Tensor,
+    (before, x_bar): (&[Tensor], &[Option<Tensor>]),
+    claims: &mut Claims,
+) -> Result<Option<String>> {
+    let metas: Vec<Meta> = x.iter().map(|t| Meta::new(t.shape(), t.dtype())).collect();
+    let all = vec![true; x.len()];
+    if op.cost(&metas.iter().collect::<Vec<_>>(), Rule::Vjp(&all))?.adds.is_empty() {
+        return Ok(None);
+    }
+    let sums = op.vjp_onto(saved, y_bar.clone(), &all, before.iter().cloned().map(Some).collect())?;
+    for (i, ((sum, before), x_bar)) in sums.iter().zip(before).zip(x_bar).enumerate() {
+        let (Some(sum), Some(x_bar)) = (sum, x_bar) else {
+            return Ok(Some(format!("a sum comes back with the cotangent of input {i}")));
+        };
+        if let Some(e) = claims.near(sum, &mix(1.0, before, 1.0, x_bar)?, ROUNDING_TOLERANCE, max_abs(x_bar)) {
+            return Ok(Some(format!("the cotangent of input {i} is added to its sum: {e}")));
+        }
+    }
+    Ok(None)
 }
 
 fn zero_tangents(op: &dyn Op, x: &[&Tensor], u: &[Tensor], claims: &mut Claims) -> Result<Option<String>> {
@@ -326,6 +358,10 @@ impl Op for Elsewhere<'_> {
         Ok(crate::Output { y: here(&output.y)?, kept: output.kept.iter().map(here).collect::<Result<_>>()? })
     }
 
+    fn value(&self, x: &[&Tensor]) -> Result<Tensor> {
+        here(&self.op.value(&self.there(x)?.iter().collect::<Vec<_>>())?)
+    }
+
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
         let x = self.there(x)?;
         let there = |t: &Option<&Tensor>| t.map(|t| t.to_device(self.device)).transpose();
@@ -336,6 +372,20 @@ impl Op for Elsewhere<'_> {
 
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
         let bars = self.op.vjp(&saved.to_device(self.device)?, &y_bar.to_device(self.device)?, wanted)?;
+        bars.iter().map(|b| b.as_ref().map(here).transpose()).collect()
+    }
+
+    fn vjp_onto(
+        &self,
+        saved: &Saved,
+        y_bar: Tensor,
+        wanted: &[bool],
+        sums: Vec<Option<Tensor>>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let there = |t: &Option<Tensor>| t.as_ref().map(|t| t.to_device(self.device)).transpose();
+        let sums = sums.iter().map(there).collect::<fewstep_tensor::Result<Vec<_>>>()?;
+        let (saved, y_bar) = (saved.to_device(self.device)?, y_bar.to_device(self.device)?);
+        let bars = self.op.vjp_onto(&saved, y_bar, wanted, sums)?;
         bars.iter().map(|b| b.as_ref().map(here).transpose()).collect()
     }
 
@@ -409,6 +459,8 @@ struct Ruled {
     dual: Dual,
     y: Tensor,
     bars: Vec<Option<Tensor>>,
+    /// Cotangents added to sums in the wide dtype, where the op adds in place.
+    sums: Vec<Option<Tensor>>,
 }
 
 impl Ruled {
@@ -418,14 +470,21 @@ impl Ruled {
         let dual = op.jvp(&x, &u.iter().map(Some).collect::<Vec<_>>())?;
         // Rounded for every dtype alike.
         let y_bar = draw(seed, 2, &[output.y.shape()])?.remove(0).to_dtype(DType::Bf16).to_dtype(output.y.dtype());
-        let bars = op.vjp(&Saved::of(op, &x, &output), &y_bar, &vec![true; x.len()])?;
-        Ok(Ruled { dual, y: output.y, bars })
+        let (saved, all) = (Saved::of(op, &x, &output), vec![true; x.len()]);
+        let bars = op.vjp(&saved, &y_bar, &all)?;
+        let metas: Vec<Meta> = x.iter().map(|t| Meta::new(t.shape(), t.dtype())).collect();
+        let adds = !op.cost(&metas.iter().collect::<Vec<_>>(), Rule::Vjp(&all))?.adds.is_empty();
+        let before = || u.iter().map(|t| Some(t.to_dtype(t.dtype().wide()))).collect();
+        let sums = if adds { op.vjp_onto(&saved, y_bar, &all, before())? } else { Vec::new() };
+        Ok(Ruled { dual, y: output.y, bars, sums })
     }
 
     fn outputs(self) -> Vec<(String, Option<Tensor>)> {
         let tangent = tangent(&self.dual);
         let bars = self.bars.into_iter().enumerate().map(|(i, bar)| (format!("the cotangent of input {i}"), bar));
-        [("forward".to_string(), Some(self.y)), ("jvp".to_string(), Some(tangent))].into_iter().chain(bars).collect()
+        let sums = self.sums.into_iter().enumerate().map(|(i, sum)| (format!("the sum with that of input {i}"), sum));
+        let first = [("forward".to_string(), Some(self.y)), ("jvp".to_string(), Some(tangent))];
+        first.into_iter().chain(bars).chain(sums).collect()
     }
 }
 
@@ -447,6 +506,9 @@ fn half(
     let got = Ruled::of(there, &x, &u, seed)?;
     if bits(&got.dual.primal) != bits(&got.y) {
         return Ok(Some("the primal of jvp is forward, bit for bit".into()));
+    }
+    if bits(&there.value(&x.iter().collect::<Vec<_>>())?) != bits(&got.y) {
+        return Ok(Some("value is forward, bit for bit".into()));
     }
     let want = Ruled::of(op, &x64, &u64, seed)?.outputs();
     let allowed: Vec<f64> = match tolerance {

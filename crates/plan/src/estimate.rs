@@ -57,7 +57,7 @@ impl Phase {
 
     /// Operations of matrix products and attention once: what utilisation is told by.
     pub fn product_flops(&self) -> f64 {
-        ["linear", "attention"].iter().filter_map(|op| self.ops.get(op)).map(|w| w.flops).sum()
+        ["linear", "linear_gelu", "attention"].iter().filter_map(|op| self.ops.get(op)).map(|w| w.flops).sum()
     }
 
     /// Bytes read and written once.

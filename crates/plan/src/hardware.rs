@@ -121,7 +121,7 @@ impl Hardware {
 
     /// Seconds of a call: what takes longer, its operations or its traffic (Williams et al., the roofline model, 2009).
     pub fn seconds(&self, call: &fewstep_ops::Call) -> f64 {
-        let product = matches!(call.op, "linear" | "attention" | "relative_attention");
+        let product = matches!(call.op, "linear" | "linear_gelu" | "attention" | "relative_attention");
         let rate = if product && call.element <= 2 { self.bf16_flops } else { self.f32_flops };
         (call.flops / (rate * self.achieved[0])).max(call.bytes / (self.bandwidth * self.achieved[1]))
     }

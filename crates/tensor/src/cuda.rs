@@ -268,28 +268,69 @@ pub struct Factor<'a> {
 /// # Errors
 /// If dtypes do not fit, tensors are not on one GPU, or the library refuses.
 pub fn multiply(
-    [m, n, k]: [usize; 3],
+    extents: [usize; 3],
     a: Factor<'_>,
     b: Factor<'_>,
     bias: Option<&Tensor>,
     c: &Tensor,
     accumulate: bool,
 ) -> Result<()> {
-    const NAME: &str = "multiply";
+    let product = Product { accumulate, ..product("multiply", extents, a, b, bias, c)? };
+    Ok(gpu(c.device())?.multiply(&product)?)
+}
+
+/// c = gelu(a·b + bias), by the hyperbolic tangent, of the sum before it is rounded; the rounded sum goes to `before`, if there
+/// is one, and does not change the bits of c. As [`multiply`], all in bf16, and n a multiple of [`GELU_COLUMNS`].
+///
+/// # Errors
+/// As [`multiply`].
+pub fn multiply_gelu(
+    extents: [usize; 3],
+    a: Factor<'_>,
+    b: Factor<'_>,
+    bias: Option<&Tensor>,
+    before: Option<&Tensor>,
+    c: &Tensor,
+) -> Result<()> {
+    const NAME: &str = "multiply_gelu";
+    let before_or_c = before.unwrap_or(c);
+    if let Some(t) = [c, before_or_c].into_iter().find(|t| t.dtype() != DType::Bf16) {
+        return Err(Error::DType { op: NAME, expected: DType::Bf16, got: t.dtype() });
+    }
+    if before_or_c.len() != c.len() || !extents[1].is_multiple_of(GELU_COLUMNS) {
+        let expected = format!("{:?}, columns by {GELU_COLUMNS}", c.shape());
+        return Err(Error::shape(NAME, expected, before_or_c.shape()));
+    }
+    let before_gelu = before.map(Tensor::address).transpose()?;
+    let product = Product { gelu: true, before_gelu, ..product(NAME, extents, a, b, bias, c)? };
+    Ok(gpu(c.device())?.multiply(&product)?)
+}
+
+/// What the columns of a product must be a multiple of for [`multiply_gelu`].
+pub const GELU_COLUMNS: usize = 8;
+
+fn product(
+    name: &'static str,
+    [m, n, k]: [usize; 3],
+    a: Factor<'_>,
+    b: Factor<'_>,
+    bias: Option<&Tensor>,
+    c: &Tensor,
+) -> Result<Product> {
     let factors = a.tensor.dtype();
-    for (t, dtype) in [(b.tensor, factors), (bias.unwrap_or(b.tensor), factors)] {
-        if t.dtype() != dtype {
-            return Err(Error::DType { op: NAME, expected: dtype, got: t.dtype() });
+    for t in [b.tensor, bias.unwrap_or(b.tensor)] {
+        if t.dtype() != factors {
+            return Err(Error::DType { op: name, expected: factors, got: t.dtype() });
         }
     }
     if c.dtype() != factors && c.dtype() != factors.wide() {
-        return Err(Error::DType { op: NAME, expected: factors.wide(), got: c.dtype() });
+        return Err(Error::DType { op: name, expected: factors.wide(), got: c.dtype() });
     }
     if (a.tensor.len(), b.tensor.len(), c.len()) != (m * k, k * n, m * n) {
-        return Err(Error::shape(NAME, format!("[{m}, {k}] by [{k}, {n}] into [{m}, {n}]"), c.shape()));
+        return Err(Error::shape(name, format!("[{m}, {k}] by [{k}, {n}] into [{m}, {n}]"), c.shape()));
     }
     let operand = |f: Factor<'_>| Ok::<_, Error>(Operand { address: f.tensor.address()?, transposed: f.transposed });
-    let product = Product {
+    Ok(Product {
         m,
         n,
         k,
@@ -298,10 +339,11 @@ pub fn multiply(
         c: c.address()?,
         factors: element_type(factors),
         result: element_type(c.dtype()),
-        accumulate,
+        accumulate: false,
         bias: bias.map(Tensor::address).transpose()?,
-    };
-    Ok(gpu(c.device())?.multiply(&product)?)
+        gelu: false,
+        before_gelu: None,
+    })
 }
 
 fn element_type(dtype: DType) -> Element {

@@ -33,7 +33,8 @@ fn hold_ops(names: &[&str]) {
 }
 
 const ELEMENTWISE: [&str; 5] = ["activation", "multiply", "scale", "cast", "combine"];
-const ROWS: [&str; 6] = ["add", "linear", "gated_residual", "layer_norm_modulate", "layer_norm_affine", "channel_norm"];
+const PRODUCTS: [&str; 2] = ["linear", "linear_gelu"];
+const ROWS: [&str; 5] = ["add", "gated_residual", "layer_norm_modulate", "layer_norm_affine", "channel_norm"];
 const HEADS: [&str; 2] = ["attention", "relative_attention"];
 const PLACES: [&str; 7] = ["causal_conv", "upsample", "rearrange", "slice", "concat", "reshape", "embedding"];
 const TIMES: [&str; 2] = ["time_embedding", "coefficient"];
@@ -41,6 +42,11 @@ const TIMES: [&str; 2] = ["time_embedding", "coefficient"];
 #[test]
 fn elementwise_ops_hold() {
     hold_ops(&ELEMENTWISE);
+}
+
+#[test]
+fn products_hold() {
+    hold_ops(&PRODUCTS);
 }
 
 #[test]
@@ -70,7 +76,7 @@ fn ops_of_times_hold() {
 
 #[test]
 fn every_op_has_a_case_and_a_test() {
-    let tested = [&ELEMENTWISE[..], &ROWS, &["rms_norm_rope"], &HEADS, &PLACES, &TIMES].concat();
+    let tested = [&ELEMENTWISE[..], &PRODUCTS, &ROWS, &["rms_norm_rope"], &HEADS, &PLACES, &TIMES].concat();
     let cases = ops::cases(EMULATED);
     for case in &cases {
         assert!(tested.contains(&case.op().name()), "{case:?}");

@@ -31,6 +31,16 @@ fn unary<'t>(x: &[&'t Tensor]) -> Result<&'t Tensor> {
     }
 }
 
+impl Activation {
+    /// d·a′(x), elementwise: a tangent forward, a cotangent backward.
+    pub(crate) fn times_slope(self, x: &Tensor, d: &Tensor) -> Result<Tensor> {
+        match x.device() {
+            Device::Cpu => dispatch_float!("activation", x.dtype(), T => cpu::vjp::<T>(self, x, d)),
+            Device::Cuda(_) => cuda::vjp(self, x, d),
+        }
+    }
+}
+
 impl Op for Activation {
     fn name(&self) -> &'static str {
         "activation"
@@ -63,12 +73,7 @@ impl Op for Activation {
         if y_bar.shape() != x.shape() {
             return Err(Error::input("activation", format!("a cotangent {:?}", x.shape()), y_bar.shape()));
         }
-        match x.device() {
-            Device::Cpu => {
-                dispatch_float!("activation", x.dtype(), T => Ok(vec![Some(cpu::vjp::<T>(*self, x, y_bar)?)]))
-            }
-            Device::Cuda(_) => Ok(vec![Some(cuda::vjp(*self, x, y_bar)?)]),
-        }
+        Ok(vec![Some(self.times_slope(x, y_bar)?)])
     }
 
     fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {

@@ -83,13 +83,20 @@ pub(super) fn input_bar<T: Real>(e: &Extents, shape: &[usize], y_bar: &Tensor, w
     }))
 }
 
-/// W̄ = ȳᵀ·x
-pub(super) fn weight_bar<T: Real>(e: &Extents, y_bar: &Tensor, x: &Tensor) -> Result<Tensor> {
+/// W̄ = ȳᵀ·x, added to `onto` where given.
+pub(super) fn weight_bar<T: Real>(e: &Extents, y_bar: &Tensor, x: &Tensor, onto: Option<Tensor>) -> Result<Tensor> {
     let (y_bar, x) = (y_bar.as_slice::<T>()?, x.as_slice::<T>()?);
     let (ym, xm) = (Mat::new(y_bar, e.rows, e.outputs, e.outputs).t(), Mat::new(x, e.rows, e.inputs, e.inputs));
-    Ok(Tensor::cpu_with(&[e.outputs, e.inputs], |w: &mut [T]| {
-        gemm(MatMut::new(w, e.outputs, e.inputs, e.inputs), false, T::ONE, ym, xm, Threads::Pool);
-    }))
+    let product = |w: &mut [T], accumulate| {
+        gemm(MatMut::new(w, e.outputs, e.inputs, e.inputs), accumulate, T::ONE, ym, xm, Threads::Pool);
+    };
+    match onto {
+        Some(mut sum) => {
+            product(sum.make_mut::<T>()?, true);
+            Ok(sum)
+        }
+        None => Ok(Tensor::cpu_with(&[e.outputs, e.inputs], |w: &mut [T]| product(w, false))),
+    }
 }
 
 /// b̄ = Σ rows of ȳ, by fixed pieces of rows added in order.

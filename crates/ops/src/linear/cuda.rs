@@ -1,8 +1,8 @@
-//! Products by cuBLASLt, with the bias in its epilogue; sums over rows by kernels.
+//! Products by cuBLASLt, with bias and GELU in its epilogue; sums over rows by kernels.
 
-use fewstep_tensor::Tensor;
 use fewstep_tensor::cuda::memory::{Kind, counted_as};
-use fewstep_tensor::cuda::{Factor, multiply};
+use fewstep_tensor::cuda::{Factor, GELU_COLUMNS, multiply, multiply_gelu};
+use fewstep_tensor::{DType, Tensor};
 
 use super::Extents;
 use crate::Result;
@@ -27,6 +27,25 @@ pub(super) fn forward(e: &Extents, x: &Tensor, w: &Tensor, b: Option<&Tensor>, o
     Ok(y)
 }
 
+/// Whether a product's GELU is part of it: by extents and dtype alone, as are then the bits.
+pub(super) fn has_gelu(e: &Extents, dtype: DType) -> bool {
+    dtype == DType::Bf16 && e.inputs > 0 && e.outputs.is_multiple_of(GELU_COLUMNS)
+}
+
+/// gelu(x·Wᵀ + b), and what it is of where that is wanted.
+pub(super) fn gelu(
+    e: &Extents,
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    keep: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let empty = || Tensor::empty(&e.shape, x.dtype(), x.device());
+    let (y, hidden) = (empty()?, keep.then(empty).transpose()?);
+    multiply_gelu([e.rows, e.outputs, e.inputs], plain(x), transposed(w), b, hidden.as_ref(), &y)?;
+    Ok((y, hidden))
+}
+
 /// x̄ = ȳ·W
 pub(super) fn input_bar(e: &Extents, shape: &[usize], y_bar: &Tensor, w: &Tensor) -> Result<Tensor> {
     if e.outputs == 0 {
@@ -37,14 +56,21 @@ pub(super) fn input_bar(e: &Extents, shape: &[usize], y_bar: &Tensor, w: &Tensor
     Ok(x_bar)
 }
 
-/// W̄ = ȳᵀ·x, in the wide dtype.
-pub(super) fn weight_bar(e: &Extents, y_bar: &Tensor, x: &Tensor) -> Result<Tensor> {
+/// W̄ = ȳᵀ·x, in the wide dtype, added to `onto` where given.
+pub(super) fn weight_bar(e: &Extents, y_bar: &Tensor, x: &Tensor, onto: Option<Tensor>) -> Result<Tensor> {
     let (shape, dtype) = ([e.outputs, e.inputs], y_bar.dtype().wide());
-    if e.rows == 0 {
-        return Ok(Tensor::zeros(&shape, dtype, y_bar.device()));
+    let accumulate = onto.is_some();
+    let w_bar = match onto {
+        Some(mut sum) => {
+            sum.make_unique()?;
+            sum
+        }
+        None if e.rows == 0 => Tensor::zeros(&shape, dtype, y_bar.device()),
+        None => counted_as(Kind::Gradients, || Tensor::empty(&shape, dtype, y_bar.device()))?,
+    };
+    if e.rows > 0 {
+        multiply([e.outputs, e.inputs, e.rows], transposed(y_bar), plain(x), None, &w_bar, accumulate)?;
     }
-    let w_bar = counted_as(Kind::Gradients, || Tensor::empty(&shape, dtype, y_bar.device()))?;
-    multiply([e.outputs, e.inputs, e.rows], transposed(y_bar), plain(x), None, &w_bar, false)?;
     Ok(w_bar)
 }
 

@@ -1,12 +1,15 @@
-//! y = x·Wᵀ + b.
+//! y = x·Wᵀ + b, and its GELU.
 
 mod cpu;
 mod cuda;
+mod gelu;
 
 use fewstep_tensor::gemm::panel_cols;
 use fewstep_tensor::{Device, Tensor, dispatch_float};
 
+use crate::op::add_onto;
 use crate::{Cost, Dual, Error, Memory, Meta, Op, Output, Result, Rule, Saved};
+pub use gelu::LinearGelu;
 
 /// y = x·Wᵀ (+ b): x `[..., I]`, W `[O, I]`, b `[O]` → y `[..., O]`. Accumulates in the compute type.
 ///
@@ -55,6 +58,39 @@ impl Linear {
             Device::Cuda(_) => cuda::forward(&e, x, w, b, onto),
         }
     }
+
+    /// The cotangents that are wanted, of x, W and b.
+    fn bars(
+        &self,
+        wanted: &[bool],
+        x: impl FnOnce() -> Result<Tensor>,
+        w: impl FnOnce() -> Result<Tensor>,
+        b: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let mut bars = vec![wanted[0].then(x).transpose()?, wanted[1].then(w).transpose()?];
+        if self.bias {
+            bars.push(wanted[2].then(b).transpose()?);
+        }
+        Ok(bars)
+    }
+
+    /// ẋ·Wᵀ + x·Ẇᵀ + ḃ, of what moves.
+    fn tangent(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Option<Tensor>> {
+        let e = self.of(x)?;
+        let mut tangent = match x_dot[0] {
+            Some(dx) => Some(self.product(dx, x[1], x_dot.get(2).copied().flatten(), None)?),
+            None => None,
+        };
+        if let Some(dw) = x_dot[1] {
+            let db = if tangent.is_none() { x_dot.get(2).copied().flatten() } else { None };
+            tangent = Some(self.product(x[0], dw, db, tangent)?);
+        }
+        if let (None, Some(Some(db))) = (&tangent, x_dot.get(2)) {
+            let zero = Tensor::zeros(&e.shape, x[0].dtype(), x[0].device());
+            tangent = Some(add_rows(&e, zero, db)?);
+        }
+        Ok(tangent)
+    }
 }
 
 /// Elements of a narrow weight that are widened at a time.
@@ -84,47 +120,42 @@ impl Op for Linear {
     }
 
     fn jvp(&self, x: &[&Tensor], x_dot: &[Option<&Tensor>]) -> Result<Dual> {
-        let e = self.of(x)?;
+        self.of(x)?;
         let primal = self.product(x[0], x[1], x.get(2).copied(), None)?;
-        let mut tangent = match x_dot[0] {
-            Some(dx) => Some(self.product(dx, x[1], x_dot.get(2).copied().flatten(), None)?),
-            None => None,
-        };
-        if let Some(dw) = x_dot[1] {
-            let db = if tangent.is_none() { x_dot.get(2).copied().flatten() } else { None };
-            tangent = Some(self.product(x[0], dw, db, tangent)?);
-        }
-        if let (None, Some(Some(db))) = (&tangent, x_dot.get(2)) {
-            let zero = Tensor::zeros(&e.shape, x[0].dtype(), x[0].device());
-            tangent = Some(add_rows(&e, zero, db)?);
-        }
-        Ok(Dual { primal, tangent })
+        Ok(Dual { primal, tangent: self.tangent(x, x_dot)? })
     }
 
     fn vjp(&self, saved: &Saved, y_bar: &Tensor, wanted: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        self.vjp_onto(saved, y_bar.clone(), wanted, vec![None; wanted.len()])
+    }
+
+    fn vjp_onto(
+        &self,
+        saved: &Saved,
+        y_bar: Tensor,
+        wanted: &[bool],
+        mut sums: Vec<Option<Tensor>>,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let y_bar = &y_bar;
         let b_shape = self.bias.then(|| saved.shape(2));
         let e = self.extents(saved.shape(0), saved.shape(1), b_shape)?;
         if y_bar.shape() != e.shape {
             return Err(Error::input("linear", format!("a cotangent {:?}", e.shape), y_bar.shape()));
         }
-        if let Device::Cuda(_) = y_bar.device() {
-            let x_bar = || cuda::input_bar(&e, saved.shape(0), y_bar, saved.input(1)?);
-            let w_bar = || cuda::weight_bar(&e, y_bar, saved.input(0)?);
-            let mut bars = vec![wanted[0].then(x_bar).transpose()?, wanted[1].then(w_bar).transpose()?];
-            if self.bias {
-                bars.push(wanted[2].then(|| cuda::bias_bar(&e, y_bar)).transpose()?);
+        let onto = if wanted[1] { sums[1].take() } else { None };
+        let bars = match y_bar.device() {
+            Device::Cpu => dispatch_float!("linear", y_bar.dtype(), T => {
+                let x_bar = || cpu::input_bar::<T>(&e, saved.shape(0), y_bar, saved.input(1)?);
+                let w_bar = || cpu::weight_bar::<T>(&e, y_bar, saved.input(0)?, onto);
+                self.bars(wanted, x_bar, w_bar, || cpu::bias_bar::<T>(&e, y_bar))
+            }),
+            Device::Cuda(_) => {
+                let x_bar = || cuda::input_bar(&e, saved.shape(0), y_bar, saved.input(1)?);
+                let w_bar = || cuda::weight_bar(&e, y_bar, saved.input(0)?, onto);
+                self.bars(wanted, x_bar, w_bar, || cuda::bias_bar(&e, y_bar))
             }
-            return Ok(bars);
-        }
-        dispatch_float!("linear", y_bar.dtype(), T => {
-            let x_bar = if wanted[0] { Some(cpu::input_bar::<T>(&e, saved.shape(0), y_bar, saved.input(1)?)?) } else { None };
-            let w_bar = if wanted[1] { Some(cpu::weight_bar::<T>(&e, y_bar, saved.input(0)?)?) } else { None };
-            let mut bars = vec![x_bar, w_bar];
-            if self.bias {
-                bars.push(if wanted[2] { Some(cpu::bias_bar::<T>(&e, y_bar)?) } else { None });
-            }
-            Ok(bars)
-        })
+        };
+        add_onto(sums, bars?)
     }
 
     fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {
@@ -134,7 +165,8 @@ impl Op for Linear {
         let e = self.extents(&x[0].shape, &x[1].shape, x.get(2).map(|b| b.shape.as_slice()))?;
         let product = 2.0 * e.rows as f64 * e.inputs as f64 * e.outputs as f64;
         let scratch = if x[1].dtype == x[0].dtype { 0 } else { widened(&e, rule) * x[0].dtype.size() };
-        Ok(Cost { scratch, ..Cost::new(Meta::new(&e.shape, x[0].dtype), product * rule.products(&[0, 1])) })
+        let cost = Cost::new(Meta::new(&e.shape, x[0].dtype), product * rule.products(&[0, 1]));
+        Ok(Cost { scratch, adds: vec![1], ..cost })
     }
 
     fn memory(&self) -> Memory {

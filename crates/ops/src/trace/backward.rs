@@ -65,10 +65,19 @@ impl Trace {
                 Node::Param(id) => accumulate(&self.ledger, &mut grads.0[id.0], bar),
                 Node::Boundary(outer) => accumulate(&self.ledger, &mut bars[outer], bar),
                 Node::Op { op, nodes, inputs, held } => {
-                    let made = self.vjp(&*op, &nodes, &inputs, &held, &bar)?;
-                    for (i, x_bar) in nodes.iter().zip(made) {
-                        if let (Some(i), Some(x_bar)) = (i, x_bar) {
-                            accumulate(&self.ledger, &mut bars[*i], x_bar);
+                    let param = |node: &Option<usize>| match tape.get((*node)?) {
+                        Some(Node::Param(id)) => Some(*id),
+                        _ => None,
+                    };
+                    let ids: Vec<Option<ParamId>> = nodes.iter().map(param).collect();
+                    let sums: Vec<_> = ids.iter().map(|id| grads.0[(*id)?.0].take()).collect();
+                    let summed: Vec<bool> = sums.iter().map(Option::is_some).collect();
+                    let made = self.vjp(&*op, &nodes, &inputs, &held, &bar, sums)?;
+                    for (i, x_bar) in made.into_iter().enumerate() {
+                        match (ids[i], nodes[i], x_bar) {
+                            (Some(id), _, x_bar) if summed[i] => grads.0[id.0] = x_bar,
+                            (_, Some(n), Some(x_bar)) => accumulate(&self.ledger, &mut bars[n], x_bar),
+                            _ => {}
                         }
                     }
                 }
@@ -92,6 +101,7 @@ impl Trace {
         inputs: &[Meta],
         held: &[Ghost],
         bar: &Ghost,
+        sums: Vec<Option<Ghost>>,
     ) -> Result<Vec<Option<Ghost>>> {
         let metas: Vec<&Meta> = inputs.iter().collect();
         let wanted: Vec<bool> = nodes.iter().map(Option::is_some).collect();
@@ -102,9 +112,18 @@ impl Trace {
         let _scratch = self.ledger.scratch(&cost);
         let make = |(i, meta): (usize, &Meta)| {
             let through = cost.passes.contains(&i);
-            wanted[i].then(|| if through { bar.viewed(meta.clone()) } else { self.ledger.ghost(meta.clone()) })
+            let added = sums[i].is_some() && cost.adds.contains(&i);
+            (wanted[i] && !added)
+                .then(|| if through { bar.viewed(meta.clone()) } else { self.ledger.ghost(meta.clone()) })
         };
-        Ok(inputs.iter().enumerate().map(make).collect())
+        let made: Vec<Option<Ghost>> = inputs.iter().enumerate().map(make).collect();
+        let add = |(mut sum, x_bar): (Option<Ghost>, Option<Ghost>)| {
+            if let Some(x_bar) = x_bar {
+                accumulate(&self.ledger, &mut sum, x_bar);
+            }
+            sum
+        };
+        Ok(sums.into_iter().zip(made).map(add).collect())
     }
 
     fn rerun(

@@ -83,6 +83,11 @@ impl Case {
         self.with_half(|half| half.allowed = Allowed::Of(0.0))
     }
 
+    /// In bf16 outputs may be off by two roundings: one of something before.
+    pub(super) fn rounded_twice(self) -> Self {
+        self.with_half(|half| half.allowed = Allowed::Of(2.0 * suite::BF16_ROUNDING))
+    }
+
     /// In bf16 outputs may be off by twice what this op's are.
     pub(super) fn unfused(self, op: impl Op + 'static) -> Self {
         self.with_half(|half| half.allowed = Allowed::TwiceThatOf(Box::new(op)))

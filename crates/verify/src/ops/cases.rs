@@ -8,9 +8,9 @@ use std::sync::Arc;
 use fewstep_diffusion::{Coefficient, Which, Wrapper};
 use fewstep_ops::{
     Activation, Add, Attention, Cast, CausalConv, ChannelNorm, Combine, Concat, Embedding, GatedResidual,
-    LayerNormAffine, LayerNormModulate, Linear, Mask, MaskedAttention, Multiply, NormScope, Padding, Pairs, PatchOrder,
-    Rearrange, RelativeAttention, Reshape, RmsNormRope, Rope, RopeStyle, RopeTable, Scale, Slice, Span, TimeEmbedding,
-    Upsample,
+    LayerNormAffine, LayerNormModulate, Linear, LinearGelu, Mask, MaskedAttention, Multiply, NormScope, Padding, Pairs,
+    PatchOrder, Rearrange, RelativeAttention, Reshape, RmsNormRope, Rope, RopeStyle, RopeTable, Scale, Slice, Span,
+    TimeEmbedding, Upsample,
 };
 use fewstep_tensor::random::{Purpose, Stream};
 use fewstep_tensor::{DType, Device};
@@ -120,6 +120,19 @@ fn linear() -> Vec<Case> {
     let large = |[rows, i, o]: [usize; 3]| Case::new(Linear { bias: true }, &[&[rows, i], &[o, i], &[o]]).large();
     all.extend([[1, 256, 1536], [129, 257, 255], [300, 1536, 64]].map(large));
     all.extend([[7, 1536, 8960], [6, 8960, 1536], [260, 1536, 1536]].map(|e| large(e).only_half()));
+
+    // With the GELU in the product, and apart where the outputs are not a multiple of 8.
+    let shapes: [(&[usize], usize); 6] =
+        [(&[3, 5, 7], 4), (&[0, 3], 8), (&[2, 9, 33], 65), (&[64, 48], 56), (&[5, 40], 24), (&[3, 33], 16)];
+    for (x, o) in shapes {
+        let i = x[x.len() - 1];
+        // Not so large that difference quotients are off.
+        let case = |case: Case| case.rounded_twice().at(|x| 0.4 * x);
+        all.push(case(Case::new(LinearGelu { bias: true }, &[x, &[o, i], &[o]])).and_windows());
+        all.push(case(Case::new(LinearGelu { bias: false }, &[x, &[o, i]])));
+    }
+    let gelu = |[rows, i, o]: [usize; 3]| Case::new(LinearGelu { bias: true }, &[&[rows, i], &[o, i], &[o]]);
+    all.extend([[7, 1536, 8960], [300, 1536, 64]].map(|e| gelu(e).rounded_twice().large().only_half()));
     all
 }
 
