@@ -389,6 +389,12 @@ pub struct BenchArgs {
     /// Repetitions; medians are printed
     #[arg(long, default_value_t = 5)]
     pub repeat: usize,
+    /// Only measurements whose name contains this; on a GPU, without --cycle
+    #[arg(long, value_name = "TEXT", conflicts_with = "cycle")]
+    pub only: Option<String>,
+    /// On a GPU, time several plans of each matrix product, and keep the fastest for this and all later runs on such a GPU
+    #[arg(long)]
+    pub tune: bool,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,

@@ -23,6 +23,17 @@ pub fn open(device: DeviceArg) -> Result<Compute> {
     Ok(compute)
 }
 
+/// What computes there: the GPU's name, or the threads of a CPU.
+///
+/// # Errors
+/// If the device cannot be used.
+pub fn name(device: Device) -> Result<String> {
+    Ok(match device {
+        Device::Cpu => format!("{} threads", rayon::current_num_threads()),
+        Device::Cuda(_) => gpu(device)?.properties().name.clone(),
+    })
+}
+
 /// What a network will be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Passes {

@@ -22,8 +22,8 @@ use crate::report::{
     Best, Chart, Column, DataUri, Gallery, GalleryRow, Headline, Report, Section, Series, Table, render,
 };
 use crate::settings::{DISTILL_PRESETS, DistillSettings};
-use crate::status;
 use crate::terminal::{self, Progress};
+use crate::{device, status};
 
 /// Steps at which the student is shown and measured, and the teacher cut to.
 const FEW: [usize; 3] = [4, 2, 1];
@@ -63,7 +63,8 @@ pub fn run(args: &DemoArgs) -> Result<bool> {
     let judge = Judge::new(samples, SEED)?;
     let measured = measure(&judge, &teacher, &student)?;
     let records = read_metrics(&run.join("metrics.jsonl"))?;
-    let report = report(&judge, &measured, &records, &resolved, distilled)?;
+    let took = format!("{distilled:.0} seconds on {}", device::name(compute.device)?);
+    let report = report(&judge, &measured, &records, &resolved, &took)?;
     let path = args.output.join("report.html");
     let html = render(&report)?;
     fewstep_tensor::file::write_aside(&path, |f| std::io::Write::write_all(f, html.as_bytes()))?;
@@ -121,15 +122,14 @@ fn report(
     measured: &[Measured],
     records: &[Record],
     resolved: &Resolved<DistillSettings>,
-    distilled: f64,
+    took: &str,
 ) -> Result<Report> {
     Ok(Report {
         title: "Fewstep: moving digits in few steps".into(),
         introduction: format!(
-            "A tiny Wan video transformer, distilled by {} in {distilled:.0} seconds on {} threads. Every picture below is \
+            "A tiny Wan video transformer, distilled by {} in {took}. Every picture below is \
              generated; models share captions and noise.",
-            resolved.value.distill.method.name(),
-            rayon::current_num_threads()
+            resolved.value.distill.method.name()
         ),
         headlines: headlines(measured),
         galleries: vec![gallery(judge, measured)?],

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use fewstep_distill::optimizer::{AdamW, AdamWConfig};
 use fewstep_ops::{
-    Activation, Add, Attention, GatedResidual, LayerNormAffine, LayerNormModulate, Linear, NormScope, Op, RmsNormRope,
-    Rope, RopeStyle, RopeTable, Saved,
+    Activation, Add, Attention, GatedResidual, LayerNormAffine, LayerNormModulate, Linear, LinearGelu, NormScope, Op,
+    RmsNormRope, Rope, RopeStyle, RopeTable, Saved,
 };
 use fewstep_tensor::cuda::{Factor, Gpu, gpu, multiply};
 use fewstep_tensor::random::{Purpose, Stream};
@@ -14,7 +14,7 @@ use fewstep_tensor::{DType, Device, Tensor, arith};
 use super::{Row, median, print_json};
 use crate::args::BenchArgs;
 use crate::device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::terminal::{Progress, print};
 
 /// Tokens of 480 by 832 pixels and 81 frames, the width, its heads, and the width of the feed-forward.
@@ -30,12 +30,17 @@ const EDGE: usize = 8192;
 const COPIED: usize = 1 << 31;
 const PARAMETERS: usize = 1 << 28;
 
+/// The product and the copy that come first: what all else is held against.
+const CEILINGS: usize = 2;
+
 type Call<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
 
 struct Bench {
     device: Device,
     gpu: Gpu,
     repeat: usize,
+    /// What names must contain, but for the ceilings.
+    only: Option<String>,
     rows: Vec<Row>,
     progress: Progress,
 }
@@ -47,8 +52,8 @@ struct Bench {
 pub fn run(args: &BenchArgs) -> Result<()> {
     device::open(args.device)?;
     let (device, gpu) = (args.device.0, gpu(args.device.0)?);
-    let mut bench =
-        Bench { device, gpu, repeat: args.repeat, rows: Vec::new(), progress: Progress::new("Measuring", 0) };
+    let (repeat, only, progress) = (args.repeat, args.only.clone(), Progress::new("Measuring", 0));
+    let mut bench = Bench { device, gpu, repeat, only, rows: Vec::new(), progress };
     bench.ceilings()?;
     bench.products()?;
     bench.elementwise()?;
@@ -57,6 +62,10 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     bench.optimizer()?;
     let Bench { rows, progress, .. } = bench;
     drop(progress);
+    if rows.len() == CEILINGS {
+        let only = args.only.as_deref().unwrap_or_default();
+        return Err(Error::Argument(format!("no measurement contains '{only}'; leave out --only to see all")));
+    }
     if args.json { print_json(&rows) } else { table(&rows) }
 }
 
@@ -87,6 +96,10 @@ impl Bench {
 
     /// The median time of a call.
     fn measure(&mut self, name: String, (flops, bytes): (f64, f64), mut call: Call<'_>) -> Result<()> {
+        let wanted = self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+        if !wanted && self.rows.len() >= CEILINGS {
+            return Ok(());
+        }
         self.progress.note(&name);
         call()?;
         self.gpu.synchronize()?;
@@ -121,9 +134,20 @@ impl Bench {
             let (plain, biased) = (Linear { bias: false }, Linear { bias: true });
             self.measure(format!("linear forward {at}"), work, forward(&plain, vec![&x, &w]))?;
             self.measure(format!("linear forward bias {at}"), work, forward(&biased, vec![&x, &w, &b]))?;
+            let gelu = LinearGelu { bias: true };
+            let alone = || Ok(gelu.value(&[&x, &w, &b]).map(drop)?);
+            self.measure(format!("linear forward bias gelu {at}"), work, Box::new(alone))?;
+            self.measure(format!("linear forward bias gelu kept {at}"), work, forward(&gelu, vec![&x, &w, &b]))?;
             let saved = saved(&plain, &[&x, &w])?;
             self.measure(format!("linear vjp x {at}"), work, vjp(&plain, &saved, &y_bar, vec![true, false]))?;
             self.measure(format!("linear vjp w {at}"), work, vjp(&plain, &saved, &y_bar, vec![false, true]))?;
+            let mut sum = Some(self.draw(4, &[o, i], DType::F32)?);
+            let added = || {
+                let bars = plain.vjp_onto(&saved, y_bar.clone(), &[false, true], vec![None, sum.take()])?;
+                sum = bars.into_iter().nth(1).flatten();
+                Ok(())
+            };
+            self.measure(format!("linear vjp w added {at}"), work, Box::new(added))?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ mod kernels;
 mod passes;
 
 use fewstep_tensor::Device;
+use fewstep_tensor::cuda::gpu;
 use serde::Serialize;
 
 use crate::args::BenchArgs;
@@ -31,6 +32,16 @@ struct Row {
 pub fn run(args: &BenchArgs) -> Result<()> {
     if args.repeat == 0 {
         return Err(Error::Argument("--repeat must be at least 1".into()));
+    }
+    if args.tune {
+        let Device::Cuda(_) = args.device.0 else {
+            return Err(Error::Argument("--tune chooses among plans of a GPU's library: add --device cuda".into()));
+        };
+        crate::device::open(args.device)?;
+        gpu(args.device.0)?.tune(true);
+    }
+    if args.only.is_some() && args.device.0 == Device::Cpu {
+        return Err(Error::Argument("--only chooses among the measurements of a GPU: add --device cuda".into()));
     }
     match (args.cycle, args.device.0) {
         (true, _) => cycle::run(args),
