@@ -3,7 +3,8 @@
 #[derive(Clone, Copy, Debug)]
 pub struct TensorMap(pub(crate) [u64; 16]);
 
-/// An array of bf16 and the box of it that one copy brings to shared memory, swizzled by 128 bytes.
+/// An array of bf16 and the box of it that one copy brings to shared memory, swizzled by the bytes
+/// of a row of the box: 128, or 64 where that has 32 elements.
 #[derive(Clone, Debug)]
 pub struct Tiling {
     /// Where the array starts; 16-byte aligned.

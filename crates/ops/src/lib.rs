@@ -45,7 +45,7 @@ pub use adapters::{Adapter, Adapters};
 pub use add::Add;
 pub use attention::{Attention, Mask, MaskedAttention, Pairs, hopper_kernels};
 pub use cast::Cast;
-pub use causal_conv::{CausalConv, Padding};
+pub use causal_conv::{CausalConv, Padding, hopper_convolutions};
 pub use channel_norm::ChannelNorm;
 pub use combine::Combine;
 pub use compute::Compute;

@@ -9,7 +9,7 @@ use fewstep_nn::vae::{Half, Tile, VaeConfig, VaeOptions, WanVae};
 use fewstep_nn::wan::{Wan, WanConfig};
 use fewstep_ops::{
     Attention, Conditions, Forward, Grads, Mask, MaskedAttention, Mode, Network, Op, Pairs, ParamSpec, Params, Plain,
-    Recompute, Reverse, Saved, hopper_kernels,
+    Recompute, Reverse, Saved, hopper_convolutions, hopper_kernels,
 };
 use fewstep_tensor::cuda::{EMULATED, Variant, compile_for, gpu};
 use fewstep_tensor::{DType, Tensor};
@@ -130,7 +130,8 @@ fn a_report_of_spills_is_understood() {
 #[test]
 #[ignore = "needs NVRTC: .ci/run installs it"]
 fn every_kernel_compiles_for_every_architecture_and_no_hot_one_spills() {
-    let mut jobs: Vec<(&str, Variant)> = hopper_kernels().into_iter().map(|v| ("sm_90a", v)).collect();
+    let mut jobs: Vec<(&str, Variant)> =
+        hopper_kernels().into_iter().chain(hopper_convolutions()).map(|v| ("sm_90a", v)).collect();
     let hopper = jobs.len();
     jobs.extend(launched().into_iter().flat_map(|v| TARGETS.map(|target| (target, v.clone()))));
     assert!(hopper > 10 && jobs.len() > 150, "{hopper} kernels for Hopper, {} jobs", jobs.len());

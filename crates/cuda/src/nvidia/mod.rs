@@ -26,6 +26,9 @@ const OLDEST: (i32, i32) = (8, 0);
 /// have, its arrays of fixed size may take the rest.
 const PLAIN_SHARED_BYTES: usize = 16 * 1024;
 
+/// Elements of a row of a box that is swizzled by 64 bytes.
+const NARROW_BOX: u32 = 32;
+
 /// Handles of the driver, which any thread may use.
 #[derive(Debug)]
 struct Handles {
@@ -222,6 +225,10 @@ impl Driver for Nvidia {
         self.handles.bind()?;
         let mut map = TensorMap([0; 16]);
         let ones = vec![1u32; t.tile.len()];
+        let swizzle = match t.tile.first() {
+            Some(&NARROW_BOX) => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
         // SAFETY: the map has the size and alignment of the driver's type; the lists have one entry an axis (strides one less).
         unsafe {
             sys::cuTensorMapEncodeTiled(
@@ -234,7 +241,7 @@ impl Driver for Nvidia {
                 t.tile.as_ptr(),
                 ones.as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )

@@ -1,10 +1,11 @@
-//! Implicit products: by tensor cores in bf16, else by single multiplications.
+//! Implicit products: in bf16 by the kernel for Hopper or by one for every tensor core, else by single
+//! multiplications. Cotangents are our own portable kernels' alone: the autoencoder is not trained.
 
-use fewstep_tensor::cuda::{Launch, Source};
+use fewstep_tensor::cuda::{Launch, Source, gpu};
 use fewstep_tensor::{DType, Tensor};
 
-use super::NAME;
 use super::geometry::Extents;
+use super::{NAME, hopper};
 use crate::shape::cuda::padded;
 use crate::{Error, Result, Saved};
 
@@ -122,24 +123,47 @@ fn product(e: &Extents, parts: &[Part<'_>], bias: Option<&Tensor>, like: &Tensor
     let sources: Vec<&Tensor> = sources.iter().collect();
     let positions = e.b * g.positions[0] * g.positions[1];
     check(&sources, positions)?;
-    let packed = pack(e, &g, parts, channels, like)?;
     let y = Tensor::empty(&[e.b, g.positions[0], g.positions[1], g.outputs], dtype, like.device())?;
-    let launch = match tensor_cores {
+    let packed = pack(e, &g, parts, channels, like)?;
+    match hopper_tiles(e, (sources.len(), channels), like)?.filter(|_| !transposed) {
+        Some(tiles) => hopper::run(e, tiles, &sources, &packed, bias, &y)?,
+        None => portable(e, &g, (&sources, channels), &packed, bias, &y)?,
+    }
+    Ok(y)
+}
+
+/// By extents, dtype and device alone. The primal of a tangent is computed as the forward pass is.
+fn hopper_tiles(e: &Extents, frames: (usize, usize), like: &Tensor) -> Result<Option<hopper::Tiles>> {
+    let gpu = gpu(like.device())?;
+    let p = gpu.properties();
+    Ok(hopper::Tiles::of(e, like.dtype(), frames, p.capability, p.multiprocessors))
+}
+
+/// By the kernels that serve every shape and GPU.
+fn portable(
+    e: &Extents,
+    g: &Grid,
+    (sources, channels): (&[&Tensor], usize),
+    packed: &Tensor,
+    bias: Option<&Tensor>,
+    y: &Tensor,
+) -> Result<()> {
+    let (positions, dtype) = (e.b * g.positions[0] * g.positions[1], y.dtype());
+    let launch = match dtype == DType::Bf16 {
         true => {
             let tile = if g.outputs <= NARROW.outputs { NARROW } else { WIDE };
-            Launch::new(like.device(), &SOURCE, dtype, "convolve_tensor_cores")?
+            Launch::new(y.device(), &SOURCE, dtype, "convolve_tensor_cores")?
                 .define("TILE_N", tile.outputs)
                 .grid([positions.div_ceil(tile.positions) * g.outputs.div_ceil(tile.outputs), 1, 1])
                 .threads(tile.threads)
                 .shared(tile.shared)
         }
-        false => Launch::new(like.device(), &SOURCE, dtype, "convolve")?
+        false => Launch::new(y.device(), &SOURCE, dtype, "convolve")?
             .grid([positions.div_ceil(TILE) * g.outputs.div_ceil(TILE), 1, 1])
             .threads(THREADS),
     };
-    let launch = launch.tensor(&y).tensor(&packed).optional(bias).size(g.outputs);
-    frames(launch, e, &g, &sources, channels).flag(transposed).run()?;
-    Ok(y)
+    let launch = launch.tensor(y).tensor(packed).optional(bias).size(g.outputs);
+    Ok(frames(launch, e, g, sources, channels).flag(g.transposed).run()?)
 }
 
 pub(super) fn forward(e: &Extents, x: &[&Tensor]) -> Result<Tensor> {

@@ -3,6 +3,7 @@
 mod cpu;
 mod cuda;
 mod geometry;
+mod hopper;
 mod transpose;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};
@@ -10,6 +11,7 @@ use fewstep_tensor::{Device, Tensor, dispatch_float};
 use crate::cost::{Cost, Meta, Rule};
 use crate::{Dual, Error, Memory, Op, Output, Result, Saved};
 use geometry::Extents;
+pub use hopper::hopper_convolutions;
 
 const NAME: &str = "causal_conv";
 
@@ -39,7 +41,7 @@ impl Padding {
 /// Inputs: W `[O, I, KT, KH, KW]` (or `[O, I, KH, KW]`, KT = 1), bias `[O]`, then 1 to KT frames `[B, H, W, I]`, oldest
 /// first; frames that are not given are zero, as before the beginning of a video. → `[B, H', W', O]`. Channels are last: a
 /// kernel row is then one contiguous run, so that the product needs no im2col, only a panel of zero-padded rows.
-/// Accumulates in the compute type.
+/// Accumulates in the compute type. On a GPU, bf16: in f32, rounded once.
 #[derive(Clone, Copy, Debug)]
 pub struct CausalConv {
     /// Step between the positions of the kernel along height and width.

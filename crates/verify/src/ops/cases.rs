@@ -377,6 +377,12 @@ fn convolutions() -> Vec<Case> {
     all.push(case(op(1, around), &[96, 96, 3, 3, 3], &[1, 6, 10, 96], 3).large());
     all.push(case(op(2, down), &[192, 192, 3, 3], &[1, 12, 8, 192], 1).large());
     all.push(case(op(1, Padding::default()), &[32, 384, 1, 1, 1], &[1, 6, 8, 384], 1).large());
+    // Every tile of the kernel for Hopper at its edges, several of them, samples and blocks of outputs.
+    all.push(case(op(1, around), &[96, 96, 3, 3, 3], &[2, 50, 9, 96], 3).large());
+    all.push(case(op(1, around), &[192, 64, 3, 3, 3], &[1, 25, 17, 64], 2).large());
+    all.push(case(op(1, around), &[384, 32, 3, 3], &[1, 5, 6, 32], 1).large());
+    all.push(case(op(1, around), &[3, 96, 3, 3, 3], &[1, 50, 9, 96], 3).large());
+    all.push(case(op(1, around), &[20, 32, 3, 3, 3], &[2, 5, 70, 32], 1).large());
     for shape in [[2, 3, 5, 7], [1, 1, 1, 1], [0, 2, 2, 3], [2, 3, 2, 8]] {
         all.push(Case::new(Upsample, &[&shape]));
     }
