@@ -35,14 +35,14 @@ const CEILINGS: usize = 2;
 
 type Call<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
 
-struct Bench {
-    device: Device,
+pub(super) struct Bench {
+    pub(super) device: Device,
     gpu: Gpu,
-    repeat: usize,
+    pub(super) repeat: usize,
     /// What names must contain, but for the ceilings.
     only: Option<String>,
-    rows: Vec<Row>,
-    progress: Progress,
+    pub(super) rows: Vec<Row>,
+    pub(super) progress: Progress,
 }
 
 /// Runs the benchmark.
@@ -60,6 +60,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     bench.norms()?;
     bench.attention()?;
     bench.optimizer()?;
+    bench.convolutions()?;
     let Bench { rows, progress, .. } = bench;
     drop(progress);
     if rows.len() == CEILINGS {
@@ -74,9 +75,12 @@ fn table(rows: &[Row]) -> Result<()> {
     let (product, copy) = (rate(&rows[0]), rate(&rows[1]));
     print(format_args!("{:52} {:>9} {:>9} {:>8} {:>8}\n", "", "ms", "TFLOP/s", "GB/s", "of peak"))?;
     for r in rows {
-        let [flops, bytes, of] = match r.flops > 0.0 {
-            true => [format!("{:.0}", rate(r) * 1e-12), String::new(), format!("{:.0} %", 100.0 * rate(r) / product)],
-            false => [String::new(), format!("{:.0}", rate(r) * 1e-9), format!("{:.0} %", 100.0 * rate(r) / copy)],
+        let [flops, bytes, of] = match (r.flops > 0.0, r.bytes > 0.0) {
+            (true, _) => {
+                [format!("{:.0}", rate(r) * 1e-12), String::new(), format!("{:.0} %", 100.0 * rate(r) / product)]
+            }
+            (_, true) => [String::new(), format!("{:.0}", rate(r) * 1e-9), format!("{:.0} %", 100.0 * rate(r) / copy)],
+            _ => [const { String::new() }; 3],
         };
         print(format_args!("{:52} {:>9.3} {flops:>9} {bytes:>8} {of:>8}\n", r.name, r.seconds * 1e3))?;
     }
@@ -84,20 +88,23 @@ fn table(rows: &[Row]) -> Result<()> {
 }
 
 impl Bench {
-    fn draw(&self, seed: u64, shape: &[usize], dtype: DType) -> Result<Tensor> {
+    pub(super) fn draw(&self, seed: u64, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let stream = Stream::new(seed, Purpose::Check, 0);
         let flat = [1, shape.iter().product()];
         Ok(arith::normal(&stream, 0, &flat, DType::F32, self.device)?.reshape(shape)?.to_dtype(dtype))
     }
 
-    fn half(&self, seed: u64, shape: &[usize]) -> Result<Tensor> {
+    pub(super) fn half(&self, seed: u64, shape: &[usize]) -> Result<Tensor> {
         self.draw(seed, shape, DType::Bf16)
     }
 
+    pub(super) fn is_wanted(&self, name: &str) -> bool {
+        self.rows.len() < CEILINGS || self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+    }
+
     /// The median time of a call.
-    fn measure(&mut self, name: String, (flops, bytes): (f64, f64), mut call: Call<'_>) -> Result<()> {
-        let wanted = self.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-        if !wanted && self.rows.len() >= CEILINGS {
+    pub(super) fn measure(&mut self, name: String, (flops, bytes): (f64, f64), mut call: Call<'_>) -> Result<()> {
+        if !self.is_wanted(&name) {
             return Ok(());
         }
         self.progress.note(&name);
@@ -239,7 +246,7 @@ impl Bench {
     }
 }
 
-fn forward<'a>(op: &'a dyn Op, x: Vec<&'a Tensor>) -> Call<'a> {
+pub(super) fn forward<'a>(op: &'a dyn Op, x: Vec<&'a Tensor>) -> Call<'a> {
     Box::new(move || Ok(op.forward(&x).map(drop)?))
 }
 

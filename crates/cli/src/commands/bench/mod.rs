@@ -1,5 +1,6 @@
 //! `fewstep bench`: what a machine does with the networks' parts, beside what it could.
 
+mod convolutions;
 mod cycle;
 mod kernels;
 mod passes;
@@ -19,9 +20,9 @@ struct Row {
     name: String,
     /// Median seconds.
     seconds: f64,
-    /// Operations of the matrix products; 0 where memory bounds it.
+    /// Operations of the matrix products; 0 where memory bounds it, and of a whole pass.
     flops: f64,
-    /// Bytes that must be read and written once; 0 where products bound it.
+    /// Bytes that must be read and written once; 0 where products bound it, and of a whole pass.
     bytes: f64,
 }
 
