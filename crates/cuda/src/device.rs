@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, RwLock};
 
+use crate::convolution::Convolution;
 use crate::driver::{Driver, Module};
 use crate::memory::{Account, Usage};
 use crate::nvidia::Nvidia;
@@ -148,6 +149,25 @@ impl Gpu {
             return Ok(());
         }
         self.0.driver.multiply(product)
+    }
+
+    /// Whether [`Gpu::convolve`] computes a shape: by a library that may be absent, and may refuse it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn convolves(&self, convolution: &Convolution) -> Result<bool> {
+        self.0.driver.convolves(convolution)
+    }
+
+    /// Y (+)= W∗X of a shape that [`Gpu::convolves`] takes, by the addresses of X, W and Y.
+    ///
+    /// # Errors
+    /// If the shape is not taken, or the library fails.
+    pub fn convolve(&self, convolution: &Convolution, addresses: [u64; 3]) -> Result<()> {
+        if self.is_noting() {
+            return Ok(());
+        }
+        self.0.driver.convolve(convolution, addresses)
     }
 
     /// The description of a tiled array for the bulk copy engine.

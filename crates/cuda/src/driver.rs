@@ -4,6 +4,7 @@ use std::ffi::c_void;
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use crate::convolution::Convolution;
 use crate::product::Product;
 use crate::tensor_map::{TensorMap, Tiling};
 use crate::{Properties, Result};
@@ -29,6 +30,10 @@ pub(crate) trait Driver: Send + Sync + Debug {
     fn multiply(&self, product: &Product) -> Result<()>;
     /// Whether products that come for the first time are timed in several ways, and the fastest is kept.
     fn tune(&self, on: bool);
+    /// Whether `convolve` computes this shape: not without a library, nor where that refuses.
+    fn convolves(&self, convolution: &Convolution) -> Result<bool>;
+    /// Y (+)= W∗X of a shape that `convolves` takes, by the addresses of X, W and Y.
+    fn convolve(&self, convolution: &Convolution, addresses: [u64; 3]) -> Result<()>;
     fn tensor_map(&self, tiling: &Tiling) -> Result<TensorMap>;
     /// A mark in the order of the work.
     fn mark(&self) -> Result<u64>;

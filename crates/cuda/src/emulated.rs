@@ -4,6 +4,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::convolution::Convolution;
 use crate::driver::{Driver, Module, Refusal};
 use crate::emulator::{Emulator, EmulatorError, Library};
 use crate::product::{Element, Operand, Product};
@@ -146,6 +147,14 @@ impl Driver for Emulated {
     }
 
     fn tune(&self, _on: bool) {}
+
+    fn convolves(&self, _: &Convolution) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn convolve(&self, _: &Convolution, _: [u64; 3]) -> Result<()> {
+        Err(Error::Emulator("convolutions by a library are not emulated".into()))
+    }
 
     fn tensor_map(&self, _tiling: &Tiling) -> Result<TensorMap> {
         Err(Error::Emulator("the bulk copy engine is not emulated".into()))

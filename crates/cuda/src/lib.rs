@@ -1,4 +1,4 @@
-//! NVIDIA GPUs: memory, kernels compiled at run time, matrix products.
+//! NVIDIA GPUs: memory, kernels compiled at run time, matrix products, convolutions.
 //!
 //! Everything of CUDA is reached by dynamic loading, so that a program starts on a machine without a driver and uses a
 //! GPU where there is one. A [`Gpu`] has one stream: work runs in the order in which it was asked for.
@@ -6,6 +6,7 @@
 
 mod buffer;
 mod cache;
+mod convolution;
 mod device;
 mod driver;
 #[cfg(feature = "emulator")]
@@ -22,6 +23,7 @@ mod tensor_map;
 
 pub use buffer::Buffer;
 pub use cache::cache_problem;
+pub use convolution::Convolution;
 #[cfg(feature = "emulator")]
 pub use device::EMULATED;
 pub use device::{Gpu, Properties};

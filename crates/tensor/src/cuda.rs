@@ -1,5 +1,6 @@
 //! Tensors on NVIDIA GPUs: their memory, copies, and kernels that take tensors.
 
+pub use fewstep_cuda::Convolution;
 use fewstep_cuda::{Buffer, Element, Operand, Product};
 pub use fewstep_cuda::{Error as CudaError, Gpu, Source, Variant, cache_problem, compile_for, memory, profile};
 pub use fewstep_cuda::{TensorMap, Tiling};
@@ -344,6 +345,25 @@ fn product(
         gelu: false,
         before_gelu: None,
     })
+}
+
+/// Y (+)= W∗X of bf16 tensors on one GPU, where [`Gpu::convolves`] takes the shape.
+///
+/// # Errors
+/// If dtypes, extents or alignment do not fit, or the library fails.
+pub fn convolve(c: &Convolution, x: &Tensor, w: &Tensor, y: &Tensor) -> Result<()> {
+    const NAME: &str = "convolve";
+    let ([b, _, _, i], [oh, ow, o], [kh, kw]) = (c.input, c.output, c.kernel);
+    let lengths = [c.input.iter().product(), o * kh * kw * i, b * oh * ow * o];
+    for (t, len) in [x, w, y].into_iter().zip(lengths) {
+        if t.dtype() != DType::Bf16 {
+            return Err(Error::DType { op: NAME, expected: DType::Bf16, got: t.dtype() });
+        }
+        if t.len() != len || !t.is_aligned(ACCESS as u64) {
+            return Err(Error::shape(NAME, format!("{len} aligned elements for {c:?}"), t.shape()));
+        }
+    }
+    Ok(gpu(y.device())?.convolve(c, [x.address()?, w.address()?, y.address()?])?)
 }
 
 fn element_type(dtype: DType) -> Element {

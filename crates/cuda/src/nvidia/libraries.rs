@@ -7,6 +7,9 @@ use crate::{Error, Result};
 /// What the compiler's built-in functions are called, up to the version.
 const BUILTINS: &str = "libnvrtc-builtins.so";
 
+/// The part of cuDNN that describes convolutions and chooses kernels.
+const CUDNN_GRAPH: &str = "libcudnn_graph.so.9";
+
 /// Folders, in this order: `FEWSTEP_CUDA_LIBRARIES`, the toolkit's, and those of wheels in the usual Python environments.
 fn folders() -> Vec<PathBuf> {
     let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
@@ -43,8 +46,10 @@ fn find(present: impl Fn() -> bool, library: &'static str, wheel: &'static str) 
     for folder in folders().into_iter().filter(|folder| folder.join(library).is_file()) {
         // The compiler looks for its built-in functions by name, too.
         let beside = children(&folder);
-        let is_builtins = |file: &&PathBuf| file.file_name().is_some_and(|n| n.to_string_lossy().starts_with(BUILTINS));
-        beside.iter().filter(is_builtins).for_each(|file| keep_loaded(file));
+        let needed = |file: &&PathBuf| {
+            file.file_name().is_some_and(|n| n.to_string_lossy().starts_with(BUILTINS) || n == CUDNN_GRAPH)
+        };
+        beside.iter().filter(needed).for_each(|file| keep_loaded(file));
         keep_loaded(&folder.join(library));
         if present() {
             return Ok(());
@@ -74,6 +79,13 @@ pub(super) fn compiler() -> Result<()> {
 pub(super) fn products() -> Result<()> {
     // SAFETY: as above.
     find(|| unsafe { cudarc::cublaslt::sys::is_culib_present() }, "libcublasLt.so.13", "nvidia-cublas")
+}
+
+/// The library has parts that lie beside it and that it loads itself; without the first it would end the process.
+pub(super) fn convolutions() -> Result<()> {
+    // SAFETY: as above.
+    let present = || unsafe { cudarc::cudnn::sys::is_culib_present() && libloading::Library::new(CUDNN_GRAPH).is_ok() };
+    find(present, "libcudnn.so.9", "nvidia-cudnn-cu13")
 }
 
 #[cfg(test)]

@@ -1,16 +1,18 @@
 //! The real device, through NVIDIA's driver and libraries.
 
 mod compiler;
+mod convolution;
 mod libraries;
 mod matmul;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
+use crate::convolution::Convolution;
 use crate::driver::{Driver, Module, Refusal};
 use crate::error::refused;
 use crate::product::Product;
@@ -18,6 +20,7 @@ use crate::tensor_map::{TensorMap, Tiling};
 use crate::{Error, Properties, Result, cache};
 pub use compiler::{Compiled, compile_for};
 use compiler::{Compiler, Target};
+use convolution::Convolver;
 use matmul::Multiplier;
 
 /// The first compute capability that has the instructions of the portable kernels.
@@ -48,6 +51,8 @@ pub(crate) struct Nvidia {
     handles: Arc<Handles>,
     compiler: Compiler,
     multiplier: Mutex<Multiplier>,
+    /// Made when a convolution is first asked for; nothing where the library is absent.
+    convolver: OnceLock<Option<Mutex<Convolver>>>,
 }
 
 impl Handles {
@@ -89,7 +94,19 @@ impl Nvidia {
         // SAFETY: the device comes from the driver; context, stream and pool are made and kept here.
         let handles = unsafe { open(device) }?;
         let multiplier = Mutex::new(Multiplier::new(handles.stream, &properties.name)?);
-        Ok(Nvidia { properties, handles: Arc::new(handles), compiler, multiplier })
+        let handles = Arc::new(handles);
+        Ok(Nvidia { properties, handles, compiler, multiplier, convolver: OnceLock::new() })
+    }
+
+    /// With the context bound to this thread.
+    fn convolver(&self) -> Result<Option<MutexGuard<'_, Convolver>>> {
+        self.handles.bind()?;
+        let made = self.convolver.get_or_init(|| {
+            // A library that is there and does not start is as one that is absent.
+            let started = libraries::convolutions().and_then(|()| Convolver::new(self.handles.stream));
+            started.ok().map(Mutex::new)
+        });
+        Ok(made.as_ref().map(|m| m.lock().unwrap_or_else(|e| e.into_inner())))
     }
 
     fn multiplier(&self) -> MutexGuard<'_, Multiplier> {
@@ -219,6 +236,17 @@ impl Driver for Nvidia {
 
     fn tune(&self, on: bool) {
         self.multiplier().tuning = on;
+    }
+
+    fn convolves(&self, convolution: &Convolution) -> Result<bool> {
+        Ok(self.convolver()?.is_some_and(|mut c| c.takes(convolution)))
+    }
+
+    fn convolve(&self, convolution: &Convolution, addresses: [u64; 3]) -> Result<()> {
+        match self.convolver()? {
+            Some(mut convolver) => convolver.convolve(convolution, addresses),
+            None => Err(Error::Call { call: "cuDNN", reason: "the library is absent".into() }),
+        }
     }
 
     fn tensor_map(&self, t: &Tiling) -> Result<TensorMap> {

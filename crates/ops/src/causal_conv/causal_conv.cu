@@ -71,17 +71,29 @@ __device__ __forceinline__ Position position_of(i64 m, i64 positions, const Geom
     return {line - sample * g.oh, (int)m - line * g.ow, sample * g.h * g.w};
 }
 
-/// packed[a, start + (t, f, c)] = W(a, c, first + t, f) for `taps` frames of the kernel, f over its rows and columns; 0 for c of
-/// `channels` or more. (a, c) is (output, input), or transposed (input, output). `depth` is the length of a packed row.
+/// packed[a, start + t·tap + f·place + c] = W(a, c, first + t, f) for `taps` frames of the kernel, f over its rows and columns; 0
+/// for c of `channels` or more. (a, c) is (output, input), or transposed (input, output). `depth` is the length of a packed row.
 extern "C" __global__ void pack(
-    T* packed, const T* w, i64 outer, i64 channels, i64 padded, i64 kt, i64 frame, i64 first, i64 taps, i64 start, i64 depth,
-    int transposed) {
+    T* packed, const T* w, i64 outer, i64 channels, i64 padded, i64 kt, i64 frame, i64 first, i64 taps, i64 start, i64 tap,
+    i64 place, i64 depth, int transposed) {
     i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= outer * padded) return;
     i64 a = at / padded, c = at - a * padded;
     const T* from = w + (transposed ? c * outer + a : a * channels + c) * kt * frame + first * frame;
     T* to = packed + a * depth + start + c;
-    for (i64 k = 0; k < taps * frame; k++) to[k * padded] = c < channels ? from[k] : T();
+    for (i64 t = 0; t < taps; t++) {
+        for (i64 f = 0; f < frame; f++) to[t * tap + f * place] = c < channels ? from[t * frame + f] : T();
+    }
+}
+
+/// y[m, n] = bias[n]; n is a multiple of a pack, y 16-byte aligned. A thread has one pack.
+extern "C" __global__ void repeat_bias(T* y, const T* bias, i64 positions, i64 n) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * Pack<T>::N;
+    if (at >= positions * n) return;
+    Pack<T> x;
+#pragma unroll
+    for (int e = 0; e < Pack<T>::N; e++) x.v[e] = bias[at % n + e];
+    store16(y + at, x);
 }
 
 #define FRAME_PARAMETERS \

@@ -1,15 +1,15 @@
-//! Implicit products: in bf16 by the kernel for Hopper or by one for every tensor core, else by single
+//! Implicit products: in bf16 by the kernel for Hopper, by a library or by a kernel for every tensor core, else by single
 //! multiplications. Cotangents are our own portable kernels' alone: the autoencoder is not trained.
 
-use fewstep_tensor::cuda::{Launch, Source, gpu};
+use fewstep_tensor::cuda::{Convolution, Launch, Source, gpu};
 use fewstep_tensor::{DType, Tensor};
 
 use super::geometry::Extents;
-use super::{NAME, hopper};
+use super::{NAME, hopper, library};
 use crate::shape::cuda::padded;
 use crate::{Error, Result, Saved};
 
-const SOURCE: Source = Source::new("causal_conv", &[include_str!("causal_conv.cu")]);
+pub(super) const SOURCE: Source = Source::new("causal_conv", &[include_str!("causal_conv.cu")]);
 const THREADS: usize = 256;
 /// Frames that one launch takes.
 const FRAMES: usize = 8;
@@ -71,10 +71,24 @@ fn frames<'a>(mut launch: Launch<'a>, e: &Extents, g: &Grid, frames: &[&Tensor],
     sizes.into_iter().fold(launch, Launch::size)
 }
 
-/// W as the product reads it: [outputs, Σ frames·KH·KW·channels].
-fn pack(e: &Extents, g: &Grid, parts: &[Part<'_>], channels: usize, like: &Tensor) -> Result<Tensor> {
+/// The order of a row of packed W.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// Frames, then the kernel's rows and columns.
+    FramesFirst,
+    /// The kernel's rows and columns, then frames: as if these were more channels.
+    FramesLast,
+}
+
+/// W as a product reads it: [outputs, Σ frames·KH·KW·channels].
+fn pack(e: &Extents, g: &Grid, parts: &[Part<'_>], channels: usize, order: Order, like: &Tensor) -> Result<Tensor> {
     let frame = e.kh * e.kw;
-    let depth = parts.iter().map(|p| p.sources.len()).sum::<usize>() * frame * channels;
+    let frames = parts.iter().map(|p| p.sources.len()).sum::<usize>();
+    let depth = frames * frame * channels;
+    let [tap, place] = match order {
+        Order::FramesFirst => [frame * channels, channels],
+        Order::FramesLast => [channels, frames * channels],
+    };
     let packed = Tensor::empty(&[g.outputs, depth], like.dtype(), like.device())?;
     let mut start = 0;
     for part in parts {
@@ -91,10 +105,12 @@ fn pack(e: &Extents, g: &Grid, parts: &[Part<'_>], channels: usize, like: &Tenso
             .size(part.tap)
             .size(part.sources.len())
             .size(start)
+            .size(tap)
+            .size(place)
             .size(depth)
             .flag(g.transposed)
             .run()?;
-        start += part.sources.len() * frame * channels;
+        start += part.sources.len() * tap;
     }
     Ok(packed)
 }
@@ -124,19 +140,42 @@ fn product(e: &Extents, parts: &[Part<'_>], bias: Option<&Tensor>, like: &Tensor
     let positions = e.b * g.positions[0] * g.positions[1];
     check(&sources, positions)?;
     let y = Tensor::empty(&[e.b, g.positions[0], g.positions[1], g.outputs], dtype, like.device())?;
-    let packed = pack(e, &g, parts, channels, like)?;
-    match hopper_tiles(e, (sources.len(), channels), like)?.filter(|_| !transposed) {
-        Some(tiles) => hopper::run(e, tiles, &sources, &packed, bias, &y)?,
-        None => portable(e, &g, (&sources, channels), &packed, bias, &y)?,
+    let path = if transposed { Path::Portable } else { path(e, (sources.len(), channels), bias, like)? };
+    let order = if matches!(path, Path::Library(_)) { Order::FramesLast } else { Order::FramesFirst };
+    let packed = pack(e, &g, parts, channels, order, like)?;
+    match path {
+        Path::Hopper(tiles) => hopper::run(e, tiles, &sources, &packed, bias, &y)?,
+        Path::Library(shape) => library::run(&shape, &sources, &packed, bias, &y)?,
+        Path::Portable => portable(e, &g, (&sources, channels), &packed, bias, &y)?,
     }
     Ok(y)
 }
 
-/// By extents, dtype and device alone. The primal of a tangent is computed as the forward pass is.
-fn hopper_tiles(e: &Extents, frames: (usize, usize), like: &Tensor) -> Result<Option<hopper::Tiles>> {
+/// W as the library reads it, of frames that all are given.
+#[cfg(test)]
+pub(super) fn packed_for_library(e: &Extents, weights: &Tensor, sources: &[&Tensor]) -> Result<Tensor> {
+    let part = Part { weights, tap: e.tap(0), sources: sources.to_vec() };
+    pack(e, &Grid::new(e, false), &[part], e.i, Order::FramesLast, weights)
+}
+
+/// What computes a product.
+enum Path {
+    Hopper(hopper::Tiles),
+    Library(Convolution),
+    Portable,
+}
+
+/// By extents, dtype and what is there alone. The primal of a tangent is computed as the forward pass is.
+fn path(e: &Extents, frames: (usize, usize), bias: Option<&Tensor>, like: &Tensor) -> Result<Path> {
     let gpu = gpu(like.device())?;
     let p = gpu.properties();
-    Ok(hopper::Tiles::of(e, like.dtype(), frames, p.capability, p.multiprocessors))
+    if let Some(tiles) = hopper::Tiles::of(e, like.dtype(), frames, p.capability, p.multiprocessors) {
+        return Ok(Path::Hopper(tiles));
+    }
+    match library::shape(e, like.dtype(), frames, bias.is_some()) {
+        Some(shape) if gpu.convolves(&shape).map_err(fewstep_tensor::Error::from)? => Ok(Path::Library(shape)),
+        _ => Ok(Path::Portable),
+    }
 }
 
 /// By the kernels that serve every shape and GPU.

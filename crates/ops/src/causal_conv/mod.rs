@@ -4,6 +4,7 @@ mod cpu;
 mod cuda;
 mod geometry;
 mod hopper;
+mod library;
 mod transpose;
 
 use fewstep_tensor::{Device, Tensor, dispatch_float};

@@ -58,6 +58,40 @@ fn tiles_of_tensor_cores_hold_every_rule_at_their_edges() {
     }
 }
 
+#[test]
+fn frames_side_by_side_and_packed_weights_are_the_convolution_of_the_frames() {
+    let conv = op(1, Padding::around(1));
+    for frames in 1..=3 {
+        let frame: &[usize] = &[2, 4, 5, 3];
+        let shapes = [&[&[4, 3, 3, 3, 3][..], &[4]], &vec![frame; frames][..]].concat();
+        let x = suite::draw(frames as u64, 0, &shapes).unwrap();
+        let want = conv.forward(&x.iter().collect::<Vec<_>>()).unwrap().y.to_vec_f64();
+        let e = Extents::new(&conv, &shapes).unwrap();
+        let on_gpu: Vec<Tensor> = x.iter().map(|t| t.to_device(EMULATED).unwrap()).collect();
+        let packed = cuda::packed_for_library(&e, &on_gpu[0], &on_gpu[2..].iter().collect::<Vec<_>>()).unwrap();
+        // [O, KH, KW, C] as [O, C, KH, KW].
+        let (packed, depth) = (packed.to_device(Device::Cpu).unwrap().to_vec_f64(), 3 * frames);
+        let at = |o: usize, c: usize, k: usize| packed[(o * 9 + k) * depth + c];
+        let all = (0..4 * depth * 9).map(|n| at(n / 9 / depth, n / 9 % depth, n % 9)).collect();
+        let weight = Tensor::from_vec::<f64>(all, &[4, depth, 3, 3]).unwrap();
+        let beside = crate::Concat { axis: 3 }.forward(&x[2..].iter().collect::<Vec<_>>()).unwrap().y;
+        let got = conv.forward(&[&weight, &x[1], &beside]).unwrap().y.to_vec_f64();
+        let worst = got.iter().zip(&want).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
+        assert!(got.len() == want.len() && worst < 1e-12, "{frames} frames: {worst:e}");
+    }
+}
+
+#[test]
+fn a_bias_is_repeated_at_every_position() {
+    use fewstep_tensor::DType;
+    let bias = Tensor::from_vec::<f64>((0..24).map(f64::from).collect(), &[24]).unwrap();
+    let bias = bias.to_dtype(DType::Bf16).to_device(EMULATED).unwrap();
+    let y = Tensor::empty(&[1, 7, 13, 24], DType::Bf16, EMULATED).unwrap();
+    library::repeat(&bias, &y).unwrap();
+    let y = y.to_device(Device::Cpu).unwrap().to_vec_f64();
+    assert!(y.iter().enumerate().all(|(i, &x)| x == (i % 24) as f64));
+}
+
 /// The formula of the documentation, term by term.
 fn by_definition(op: &CausalConv, x: &[Tensor]) -> Vec<f64> {
     let [o, i, kt, kh, kw] = x[0].dims().unwrap();

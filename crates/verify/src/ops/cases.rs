@@ -383,6 +383,11 @@ fn convolutions() -> Vec<Case> {
     all.push(case(op(1, around), &[384, 32, 3, 3], &[1, 5, 6, 32], 1).large());
     all.push(case(op(1, around), &[3, 96, 3, 3, 3], &[1, 50, 9, 96], 3).large());
     all.push(case(op(1, around), &[20, 32, 3, 3, 3], &[2, 5, 70, 32], 1).large());
+    // What goes to a library where there is one: frames side by side, a kernel in time alone.
+    for frames in 1..=3 {
+        all.push(case(op(1, around), &[64, 64, 3, 3, 3], &[2, 7, 9, 64], frames).large());
+    }
+    all.push(case(op(1, Padding::default()), &[512, 64, 3, 1, 1], &[2, 5, 4, 64], 3).large());
     for shape in [[2, 3, 5, 7], [1, 1, 1, 1], [0, 2, 2, 3], [2, 3, 2, 8]] {
         all.push(Case::new(Upsample, &[&shape]));
     }
