@@ -151,6 +151,10 @@ mod tests {
     fn smaller_tiles_are_taken_where_they_fill_the_gpu_better() {
         // 78 blocks of 24 rows leave 54 multiprocessors idle; 104 of 16 rows are done in two thirds of the time.
         assert_eq!(tiles(384, 384, [60, 104], 1), Some(Tiles { outputs: 192, groups: 2 }));
+        // As in the cases of `fewstep verify`.
+        for (outputs, o, h, w) in [(192, 192, 71, 350), (96, 96, 143, 350), (8, 3, 143, 702)] {
+            assert_eq!(tiles(o, 32, [h, w], 1), Some(Tiles { outputs, groups: 3 }));
+        }
     }
 
     #[test]

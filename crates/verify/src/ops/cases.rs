@@ -383,6 +383,10 @@ fn convolutions() -> Vec<Case> {
     all.push(case(op(1, around), &[384, 32, 3, 3], &[1, 5, 6, 32], 1).large());
     all.push(case(op(1, around), &[3, 96, 3, 3, 3], &[1, 50, 9, 96], 3).large());
     all.push(case(op(1, around), &[20, 32, 3, 3, 3], &[2, 5, 70, 32], 1).large());
+    // So large that blocks have three warpgroups, some more than one tile.
+    for (outputs, rows, columns) in [(192, 71, 350), (96, 143, 350), (3, 143, 702)] {
+        all.push(case(op(1, around), &[outputs, 32, 2, 3, 3], &[1, rows, columns, 32], 2).large().only_half());
+    }
     // What goes to a library where there is one: frames side by side, a kernel in time alone.
     for frames in 1..=3 {
         all.push(case(op(1, around), &[64, 64, 3, 3, 3], &[2, 7, 9, 64], frames).large());
