@@ -32,7 +32,6 @@ __device__ __forceinline__ void warp_barrier() { __syncwarp(); }
 
 template <class V> __device__ __forceinline__ V shuffle_xor(V x, u32 mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 template <class V> __device__ __forceinline__ V shuffle(V x, u32 from) { return __shfl_sync(0xffffffffu, x, from); }
-template <class V> __device__ __forceinline__ V shuffle_up(V x, u32 by) { return __shfl_up_sync(0xffffffffu, x, by); }
 
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 

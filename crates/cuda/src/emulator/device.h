@@ -178,10 +178,6 @@ template <class V> UNWATCHED V shuffled(V x, u32 source) {
 }  // namespace emulator
 template <class V> inline V shuffle_xor(V x, u32 mask) { return emulator::shuffled(x, (emulator::lane() ^ mask) % 32); }
 template <class V> inline V shuffle(V x, u32 from) { return emulator::shuffled(x, from % 32); }
-template <class V> inline V shuffle_up(V x, u32 by) {
-    u32 lane = emulator::lane();
-    return emulator::shuffled(x, lane >= by ? lane - by : lane);
-}
 
 inline u32 shared_address(const void* p) {
     emulator::need_shared(p, 1, "shared_address");

@@ -43,9 +43,8 @@ extern "C" __global__ void shuffles(const u32* x, u32* y) {
     u32 v = x[i];
     y[i] = shuffle_xor(v, 5);
     y[n + i] = shuffle(v, i / 4);
-    y[2 * n + i] = shuffle_up(v, 3);
     double wide = shuffle((double)v + 0.5, 31 - lane_id());
-    y[3 * n + i] = wide == (double)(u32)wide + 0.5 ? (u32)wide : 0;
+    y[2 * n + i] = wide == (double)(u32)wide + 0.5 ? (u32)wide : 0;
 }
 
 extern "C" __global__ void sums(const float* x, float* y) {
