@@ -56,6 +56,12 @@ __device__ __forceinline__ float exp2_fast(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+/// 1/x to one unit in the last place; 0 where that is subnormal.
+__device__ __forceinline__ float reciprocal_fast(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 // Rounded once each, never contracted into a fused multiply-add.
 __device__ __forceinline__ float mul_rn(float a, float b) { return __fmul_rn(a, b); }

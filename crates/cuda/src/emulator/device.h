@@ -215,6 +215,10 @@ inline float exp2_fast(float x) {
     float y = exp2f(x);
     return y < 0x1p-126f ? 0.0f : y;
 }
+inline float reciprocal_fast(float x) {
+    float y = 1 / x;
+    return fabsf(y) < 0x1p-126f ? copysignf(0.0f, y) : y;
+}
 
 // Nothing is contracted on the host (-ffp-contract=off).
 inline float mul_rn(float a, float b) { return a * b; }

@@ -69,6 +69,8 @@ extern "C" __global__ void arithmetic(const u32* x, u32* y) {
     y[3] = as_bits(add_rn(mul_rn(as_float(x[3]), as_float(x[3])), as_float(x[4])));
     y[4] = as_bits(fma_rn(as_float(x[3]), as_float(x[3]), as_float(x[4])));
     y[5] = as_bits(exp2_fast(-130.0f));
+    y[6] = as_bits(reciprocal_fast(as_float(x[2])));
+    y[7] = as_bits(reciprocal_fast(0x1p127f));
 }
 
 // Two groups of copies, the first of which is waited for first; the last copy is of zeros.

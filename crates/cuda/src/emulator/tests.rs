@@ -157,7 +157,7 @@ fn bf16_is_the_nearest_even() {
 #[test]
 fn arithmetic_is_rounded_once_and_never_contracted() {
     let x = 1.0 + 2f32.powi(-13);
-    let y = run("arithmetic", (1, 1, 0), &[&[0x8000_0001, 6, 2.5f32.to_bits(), x.to_bits(), (-1.0f32).to_bits()]], 6)
+    let y = run("arithmetic", (1, 1, 0), &[&[0x8000_0001, 6, 2.5f32.to_bits(), x.to_bits(), (-1.0f32).to_bits()]], 8)
         .unwrap();
     assert_eq!(y[0], 3);
     assert!((f32::from_bits(y[1]) - 2.5f32.exp2()).abs() <= 2.0 * 4.0 * f32::EPSILON);
@@ -167,6 +167,8 @@ fn arithmetic_is_rounded_once_and_never_contracted() {
     assert_ne!(y[3], y[4]);
     // Below the normal numbers, which the device flushes.
     assert_eq!(y[5], 0);
+    assert_eq!(f32::from_bits(y[6]), 0.4);
+    assert_eq!(y[7], 0);
 }
 
 #[test]
