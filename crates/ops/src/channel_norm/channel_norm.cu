@@ -18,97 +18,101 @@ __device__ __forceinline__ Factors factors(A square, A d) {
     return f;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 forward(T* y, const T* x, const A* gamma, i64 per_group, i64 slab, i64 d) {
     __shared__ A scratch[SCRATCH];
+    __shared__ uint4 room[Walk<1>::ROOM];
     u32 turn = 0;
     const Columns c = columns((int)d);
-    const Slab s = slab_of(per_group, slab);
+    const Share s = stripe_of(per_group, slab);
+    Walk<1> walk(room, {x}, c, s, d);
     A g[PACKS][WIDTH];
     load_vector(g, gamma, c);
-    Chunk now[PACKS], next[PACKS];
-    load_row(next, x + (s.first + team()) * d, c, s.first + team() < s.end);
-    for (i64 r = s.first; r < s.end; r += TEAMS) {
+    for (i64 r = s.first; r < s.end; r += s.step) {
         const i64 row = r + team();
-#pragma unroll
-        for (int p = 0; p < PACKS; p++) now[p] = next[p];
-        load_row(next, x + (row + TEAMS) * d, c, row + TEAMS < s.end);
+        Chunk now[1][PACKS];
+        walk.take(now);
         A sum[1] = {0};
-        each([&](int p, int i) { sum[0] = fma_rn(widen(now[p].v[i]), widen(now[p].v[i]), sum[0]); });
+        each([&](int p, int i) { sum[0] = fma_rn(widen(now[0][p].v[i]), widen(now[0][p].v[i]), sum[0]); });
         team_sum(sum, scratch, turn);
+        walk.advance();
         if (row >= s.end) continue;
         const Factors f = factors(sum[0], (A)d);
         A out[PACKS][WIDTH];
-        each([&](int p, int i) { out[p][i] = mul_rn(mul_rn(widen(now[p].v[i]), f.scale), g[p][i]); });
+        each([&](int p, int i) { out[p][i] = mul_rn(mul_rn(widen(now[0][p].v[i]), f.scale), g[p][i]); });
         store_row(y + row * d, out, c);
     }
 }
 
 /// ẏ = scale·(γ·(ẋ − x·⟨x, ẋ⟩/‖x‖²) + γ̇·x), beside y. A missing tangent is null.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_DUAL)
 jvp(T* y, T* y_dot, const T* x, const A* gamma, const T* x_dot, const A* gamma_dot, i64 per_group, i64 slab, i64 d) {
     __shared__ A scratch[SCRATCH];
+    __shared__ uint4 room[Walk<2>::ROOM];
     u32 turn = 0;
     const Columns c = columns((int)d);
-    const Slab s = slab_of(per_group, slab);
+    const Share s = stripe_of(per_group, slab);
+    Walk<2> walk(room, {x, x_dot}, c, s, d);
     A g[PACKS][WIDTH], g_dot[PACKS][WIDTH];
     load_vector(g, gamma, c);
     load_vector(g_dot, gamma_dot, c);
-    for (i64 r = s.first; r < s.end; r += TEAMS) {
+    for (i64 r = s.first; r < s.end; r += s.step) {
         const i64 row = r + team();
-        Chunk now[PACKS], now_dot[PACKS];
-        load_row(now, x + row * d, c, row < s.end);
-        load_row(now_dot, x_dot + row * d, c, x_dot != nullptr && row < s.end);
+        Chunk now[2][PACKS];
+        walk.take(now);
         A sums[2] = {0, 0};
         each([&](int p, int i) {
-            A v = widen(now[p].v[i]);
+            A v = widen(now[0][p].v[i]);
             sums[0] = fma_rn(v, v, sums[0]);
-            sums[1] = fma_rn(v, widen(now_dot[p].v[i]), sums[1]);
+            sums[1] = fma_rn(v, widen(now[1][p].v[i]), sums[1]);
         });
         team_sum(sums, scratch, turn);
+        walk.advance();
         if (row >= s.end) continue;
         const Factors f = factors(sums[0], (A)d);
         const A along = sums[1] * f.inverse;
         A out[PACKS][WIDTH], out_dot[PACKS][WIDTH];
         each([&](int p, int i) {
-            A v = widen(now[p].v[i]), scaled = mul_rn(v, f.scale);
+            A v = widen(now[0][p].v[i]), scaled = mul_rn(v, f.scale);
             out[p][i] = mul_rn(scaled, g[p][i]);
-            out_dot[p][i] = f.scale * g[p][i] * (widen(now_dot[p].v[i]) - v * along) + scaled * g_dot[p][i];
+            out_dot[p][i] = f.scale * g[p][i] * (widen(now[1][p].v[i]) - v * along) + scaled * g_dot[p][i];
         });
         store_row(y + row * d, out, c);
         store_row(y_dot + row * d, out_dot, c);
     }
 }
 
-/// x̄ = scale·(g − x·⟨x, g⟩/‖x‖²) with g = γ·ȳ; of each slab γ̄ = Σ scale·x·ȳ. Null is not wanted.
-extern "C" __global__ void __launch_bounds__(THREADS)
+/// x̄ = scale·(g − x·⟨x, g⟩/‖x‖²) with g = γ·ȳ; of each block γ̄ = Σ scale·x·ȳ. Null is not wanted.
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_DUAL)
 vjp(T* x_bar, A* gamma_bars, const T* y_bar, const T* x, const A* gamma, i64 per_group, i64 slab, i64 d) {
     __shared__ A scratch[SCRATCH];
     __shared__ A shared[TEAM_SUMS];
+    __shared__ uint4 room[Walk<2>::ROOM];
     u32 turn = 0;
     const Columns c = columns((int)d);
-    const Slab s = slab_of(per_group, slab);
+    const Share s = stripe_of(per_group, slab);
+    Walk<2> walk(room, {x, y_bar}, c, s, d);
     A g[PACKS][WIDTH], gamma_bar[PACKS][WIDTH];
     load_vector(g, gamma, c);
     each([&](int p, int i) { gamma_bar[p][i] = 0; });
-    for (i64 r = s.first; r < s.end; r += TEAMS) {
+    for (i64 r = s.first; r < s.end; r += s.step) {
         const i64 row = r + team();
-        Chunk now[PACKS], bar[PACKS];
-        load_row(now, x + row * d, c, row < s.end);
-        load_row(bar, y_bar + row * d, c, row < s.end);
+        Chunk now[2][PACKS];
+        walk.take(now);
         A sums[2] = {0, 0};
         each([&](int p, int i) {
-            A v = widen(now[p].v[i]);
+            A v = widen(now[0][p].v[i]);
             sums[0] = fma_rn(v, v, sums[0]);
-            sums[1] += v * widen(bar[p].v[i]) * g[p][i];
+            sums[1] += v * widen(now[1][p].v[i]) * g[p][i];
         });
         team_sum(sums, scratch, turn);
+        walk.advance();
         if (row >= s.end) continue;
         const Factors f = factors(sums[0], (A)d);
         const A along = sums[1] * f.inverse;
         A out[PACKS][WIDTH];
         each([&](int p, int i) {
-            A v = widen(now[p].v[i]), b = widen(bar[p].v[i]);
+            A v = widen(now[0][p].v[i]), b = widen(now[1][p].v[i]);
             out[p][i] = f.scale * (g[p][i] * b - v * along);
             gamma_bar[p][i] += f.scale * v * b;
         });

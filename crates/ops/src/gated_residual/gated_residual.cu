@@ -8,7 +8,7 @@ constexpr int AHEAD = 2;
 extern "C" __global__ void __launch_bounds__(THREADS)
 forward(T* y, const T* x, const T* h, const A* gate, i64 per_group, i64 slab, i64 d) {
     const Columns c = columns((int)d);
-    const Slab s = slab_of(per_group, slab);
+    const Share s = slab_of(per_group, slab);
     A g[PACKS][WIDTH];
     load_vector(g, gate + s.group * d, c);
     for (i64 r = s.first; r < s.end; r += AHEAD * TEAMS) {
@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 jvp(T* y, T* y_dot, const T* x, const T* h, const A* gate, const T* x_dot, const T* h_dot, const A* gate_dot, i64 per_group,
     i64 slab, i64 d) {
     const Columns c = columns((int)d);
-    const Slab s = slab_of(per_group, slab);
+    const Share s = slab_of(per_group, slab);
     A g[PACKS][WIDTH], g_dot[PACKS][WIDTH];
     load_vector(g, gate + s.group * d, c);
     load_vector(g_dot, gate_dot != nullptr ? gate_dot + s.group * d : nullptr, c);
@@ -63,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 vjp(T* h_bar, A* gate_bars, const T* y_bar, const T* h, const A* gate, i64 per_group, i64 slab, i64 d) {
     __shared__ A shared[TEAM_SUMS];
     const Columns c = columns((int)d);
-    const Slab s = slab_of(per_group, slab);
+    const Share s = slab_of(per_group, slab);
     A g[PACKS][WIDTH], gate_bar[PACKS][WIDTH];
     load_vector(g, gate + s.group * d, c);
     each([&](int p, int i) { gate_bar[p][i] = 0; });

@@ -5,7 +5,7 @@ use fewstep_tensor::cuda::Source;
 
 use super::Spec;
 use super::rows::Rows;
-use crate::row_kernels::{Pairs, Plan, ROWS, check_wide};
+use crate::row_kernels::{Hold, Pairs, Plan, ROWS, check_wide};
 use crate::{Dual, Output, Result, Saved};
 
 const SOURCE: Source = Source::new("layer_norm", &[ROWS, include_str!("layer_norm.cu")]);
@@ -16,7 +16,8 @@ pub(super) fn forward(spec: &Spec, r: &Rows, x: &[&Tensor]) -> Result<Output> {
     check_wide(spec.name, dtype, &[Some(factor), Some(offset)])?;
     let y = Tensor::empty(x[0].shape(), dtype, device)?;
     let kept = Tensor::empty(&[r.rows, 2], dtype.wide(), device)?;
-    let plan = Plan::new(*r, dtype, Pairs::None, &[Some(x[0]), Some(factor), Some(offset)]);
+    let plan =
+        Plan::sweeping(*r, dtype, Pairs::None, (Hold::One, false), &[Some(x[0]), Some(factor), Some(offset)], device)?;
     let launch = plan.launch(device, &SOURCE, dtype, "forward")?.tensor(&y).tensor(&kept);
     plan.run(launch.tensor(x[0]).tensor(factor).tensor(offset).real(spec.base).real(spec.eps))?;
     Ok(Output { y, kept: vec![kept] })
@@ -29,7 +30,7 @@ pub(super) fn jvp(spec: &Spec, r: &Rows, x: &[&Tensor], x_dot: &[Option<&Tensor>
     check_wide(spec.name, dtype, &[Some(factor), Some(offset), factor_dot, offset_dot])?;
     let (y, y_dot) = (Tensor::empty(x[0].shape(), dtype, device)?, Tensor::empty(x[0].shape(), dtype, device)?);
     let all = [Some(x[0]), Some(factor), Some(offset), x_dot[0], factor_dot, offset_dot];
-    let plan = Plan::new(*r, dtype, Pairs::None, &all);
+    let plan = Plan::sweeping(*r, dtype, Pairs::None, (Hold::One, true), &all, device)?;
     let launch = plan.launch(device, &SOURCE, dtype, "jvp")?.tensor(&y).tensor(&y_dot);
     let launch = all.into_iter().fold(launch, |launch, t| launch.optional(t));
     plan.run(launch.real(spec.base).real(spec.eps))?;
@@ -45,7 +46,7 @@ pub(super) fn vjp(
 ) -> Result<Vec<Option<Tensor>>> {
     let (dtype, device) = (y_bar.dtype(), y_bar.device());
     let (x, factor, kept) = (saved.input(0)?, saved.input(spec.factor)?, saved.kept(0)?);
-    let plan = Plan::summing(*r, dtype, Pairs::None, &[Some(x), Some(factor), Some(y_bar)]);
+    let plan = Plan::summing_both(*r, dtype, Pairs::None, &[Some(x), Some(factor), Some(y_bar)]);
     let x_bar = wanted[0].then(|| Tensor::empty(saved.shape(0), dtype, device)).transpose()?;
     let factor_bars = plan.partials(wanted[spec.factor], dtype, device)?;
     let offset_bars = plan.partials(wanted[spec.offset], dtype, device)?;

@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 column_sum(A* partials, const T* x, i64 per_group, i64 slab, i64 d) {
     __shared__ A shared[TEAM_SUMS];
     const Columns c = columns((int)d);
-    const Slab s = slab_of(per_group, slab);
+    const Share s = slab_of(per_group, slab);
     A sum[PACKS][WIDTH];
     each([&](int p, int i) { sum[p][i] = 0; });
     for (i64 r = s.first; r < s.end; r += AHEAD * TEAMS) {
@@ -32,7 +32,7 @@ constexpr int BESIDE = PACKS > 2 ? 2 : AHEAD;
 
 template <class B> __device__ __forceinline__ void add_to_rows(T* y, const T* x, const B* b, i64 per_group, i64 slab, i64 d) {
     const Columns c = columns((int)d);
-    const Slab s = slab_of(per_group, slab);
+    const Share s = slab_of(per_group, slab);
     b += s.group * d;
     A vector[PACKS][WIDTH];
     each([&](int p, int i) { vector[p][i] = c.at[p] >= 0 ? (A)widen(b[c.at[p] + i]) : (A)0; });

@@ -1,6 +1,6 @@
 //! What the CUDA kernels over rows share: how threads hold a row, sums over rows, and a vector added to rows.
 
-use fewstep_tensor::cuda::{Launch, Source};
+use fewstep_tensor::cuda::{Launch, Source, gpu};
 use fewstep_tensor::{DType, Device, Tensor};
 
 use crate::layer_norm::rows::Rows;
@@ -22,18 +22,29 @@ const WIDE_THREADS: usize = 512;
 /// Rows that a team walks at least, where there are as many: they share the reading of the modulation.
 const ROWS_AT_LEAST: usize = 8;
 
-// Sums over rows, chosen on an H100 (2026-11) at 32760 rows of 1536 in bf16: two accesses a thread and 528 blocks take 119 µs
-// for the vjp of a layer norm, one access 125 to 137 µs, 1056 blocks 152 µs; a ring of rows copied ahead to shared memory
-// gained nothing (118 µs).
+// Chosen on an H200 (2026-11) at 32760 rows of 1536 in bf16, 100 MB a tensor, of which a copy takes 51 µs. Kernels that sum every
+// row do not want for bytes under way: three or four rows ahead are no faster than two.
+// Layer norm, forward and jvp: one access a thread takes 58 and 105 µs, two 63 and 119, three 60 and 114; with a row ahead in
+// registers and eight rows a block it was 64 and 123. RMS norm with rotation, forward, jvp and vjp: three accesses 59, 111 and
+// 89 µs, two 64, 120 and 102; it was 66, 127 and 98. Layer norm's vjp: three accesses 86 µs, two 101; it was 93. More blocks than
+// run at once, or registers squeezed for more of them, cost a tenth or more. Channel norm's vjp, 96 wide: 660 blocks in stripes
+// 84 µs, 2112 in slabs 91; it was 109.
 
 /// Blocks that a sum over rows is divided into: four for each multiprocessor of an H100.
 const SUMMING_BLOCKS: usize = 528;
 /// The same where a block has several narrow rows at a time.
 const NARROW_SUMMING_BLOCKS: usize = 4 * SUMMING_BLOCKS;
+/// The same of kernels that also sum each row.
+const NARROW_SWEEPING_BLOCKS: usize = 660;
 /// Accesses of a block's threads below which there are more blocks.
 const SUMMING_ACCESSES: usize = 192;
-/// Accesses of a row from which a thread has two.
-const TWO_ACCESSES: usize = 128;
+/// Accesses of a row from which a thread has two or three, and from which it has no more than two.
+const SEVERAL_ACCESSES: usize = 128;
+const MANY_ACCESSES: usize = 384;
+/// Threads of a multiprocessor by how many accesses each holds of a row, as many as leave them the registers they take: of
+/// kernels that read one tensor's rows, and of those that read two.
+const RESIDENT: [usize; 3] = [1024, 640, 512];
+const RESIDENT_DUAL: [usize; 3] = [640, 384, 256];
 
 /// Columns that a block of `add_partials` adds.
 const TILE: usize = 32;
@@ -48,6 +59,26 @@ pub(crate) enum Pairs {
     Neighbours(usize),
     /// The halves of heads of this width.
     Halves(usize),
+}
+
+/// How many accesses of a row a thread holds, where a block's threads do not need more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    One,
+    /// Two where the row has many.
+    Two,
+    /// Three, or two where that makes blocks large.
+    Three,
+}
+
+impl Hold {
+    fn accesses(self, units: usize) -> usize {
+        match self {
+            Hold::Three if (SEVERAL_ACCESSES..MANY_ACCESSES).contains(&units) => 3,
+            Hold::Two | Hold::Three if units >= SEVERAL_ACCESSES => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// How threads share rows: the macros of `rows.cuh` and the division of the rows into slabs.
@@ -66,29 +97,54 @@ impl Plan {
     /// For rows of a dtype; `tensors` are all that hold rows or vectors of their width. Which thread has which column depends
     /// on extents alone: so the bits of a row's sums do not depend on where tensors lie.
     pub fn new(rows: Rows, dtype: DType, pairs: Pairs, tensors: &[Option<&Tensor>]) -> Self {
-        let plan = Self::with_packs(rows, dtype, pairs, tensors, |_| 1);
+        let plan = Self::with_packs(rows, dtype, pairs, tensors, Hold::One);
         Plan { slab: plan.slab_at_least(), ..plan }
+    }
+
+    /// The same for a kernel that sums each row, of two tensors if `dual`, each thread holding the accesses of `hold`: as many
+    /// blocks as run at once, so that they sweep the rows together.
+    ///
+    /// # Errors
+    /// If the device is no GPU or cannot be opened.
+    pub fn sweeping(
+        rows: Rows,
+        dtype: DType,
+        pairs: Pairs,
+        (hold, dual): (Hold, bool),
+        tensors: &[Option<&Tensor>],
+        device: Device,
+    ) -> Result<Self> {
+        let plan = Self::with_packs(rows, dtype, pairs, tensors, hold);
+        let resident = plan.resident(if dual { RESIDENT_DUAL } else { RESIDENT });
+        let slab = plan.slab(resident * gpu(device)?.properties().multiprocessors);
+        Ok(Plan { slab: slab.max(plan.threads / plan.team), ..plan })
     }
 
     /// The same for a kernel that sums over rows: fewer blocks, so that there are few partial sums. A function of the extents
     /// alone, as are then the bits of the sums.
     pub fn summing(rows: Rows, dtype: DType, pairs: Pairs, tensors: &[Option<&Tensor>]) -> Self {
-        let plan = Self::with_packs(rows, dtype, pairs, tensors, |units| if units < TWO_ACCESSES { 1 } else { 2 });
-        let blocks = match plan.team {
-            0..=WARP => NARROW_SUMMING_BLOCKS,
-            _ => SUMMING_BLOCKS * (SUMMING_ACCESSES / (plan.threads * plan.packs)).max(1),
-        };
-        let slab = rows.per_group.div_ceil((blocks / rows.groups.max(1)).max(1));
-        Plan { slab: slab.max(plan.slab_at_least()), ..plan }
+        Self::with_packs(rows, dtype, pairs, tensors, Hold::Two).summed(NARROW_SUMMING_BLOCKS)
     }
 
-    fn with_packs(
-        rows: Rows,
-        dtype: DType,
-        pairs: Pairs,
-        tensors: &[Option<&Tensor>],
-        at_least: impl Fn(usize) -> usize,
-    ) -> Self {
+    /// The same for a kernel that sums each row and over rows.
+    pub fn summing_both(rows: Rows, dtype: DType, pairs: Pairs, tensors: &[Option<&Tensor>]) -> Self {
+        Self::with_packs(rows, dtype, pairs, tensors, Hold::Three).summed(NARROW_SWEEPING_BLOCKS)
+    }
+
+    fn summed(self, narrow: usize) -> Self {
+        let blocks = match self.team {
+            0..=WARP => narrow,
+            _ => SUMMING_BLOCKS * (SUMMING_ACCESSES / (self.threads * self.packs)).max(1),
+        };
+        Plan { slab: self.slab(blocks).max(self.slab_at_least()), ..self }
+    }
+
+    /// Rows of a block, of so many blocks.
+    fn slab(&self, blocks: usize) -> usize {
+        self.rows.per_group.div_ceil((blocks / self.rows.groups.max(1)).max(1))
+    }
+
+    fn with_packs(rows: Rows, dtype: DType, pairs: Pairs, tensors: &[Option<&Tensor>], hold: Hold) -> Self {
         let (each, d) = (ACCESS / dtype.size(), rows.d);
         let run = match pairs {
             Pairs::None => d,
@@ -104,7 +160,7 @@ impl Plan {
         // Partners are dealt together.
         let partners = if matches!(pairs, Pairs::Halves(_)) { 2 } else { 1 };
         let units = d.div_ceil(width * partners).max(1);
-        let packs = units.div_ceil(WIDE_THREADS).max(at_least(units));
+        let packs = units.div_ceil(WIDE_THREADS).max(hold.accesses(units * partners) / partners).max(1);
         let team = units.div_ceil(packs);
         let (team, threads) = match team {
             0..=WARP => (team.next_power_of_two(), NARROW_THREADS),
@@ -115,6 +171,11 @@ impl Plan {
 
     fn slab_at_least(&self) -> usize {
         (ROWS_AT_LEAST * self.threads / self.team).min(self.rows.per_group).max(1)
+    }
+
+    /// Blocks of a multiprocessor at a time, of which so many threads run.
+    fn resident(&self, threads: [usize; 3]) -> usize {
+        (threads[self.packs.min(threads.len()) - 1] / self.threads).max(1)
     }
 
     fn slabs(&self) -> usize {
@@ -138,6 +199,8 @@ impl Plan {
             .define("PACKS", self.packs)
             .define("TEAM", self.team)
             .define("THREADS", self.threads)
+            .define("RESIDENT", self.resident(RESIDENT))
+            .define("RESIDENT_DUAL", self.resident(RESIDENT_DUAL))
             .define("ALIGNED", usize::from(self.aligned));
         Ok(launch.grid([self.blocks(), 1, 1]).threads(self.threads))
     }

@@ -1,8 +1,8 @@
 // Rows in registers: what the kernels over [rows, d] share.
 //
 // A team of TEAM threads holds one row: PACKS chunks of WIDTH neighbouring elements a thread. A block is THREADS threads, so
-// THREADS/TEAM teams, and walks one slab: up to `slab` consecutive rows of one group, which share their modulation. A thread
-// has the same columns of every row, so that modulations and sums over rows stay in its registers.
+// THREADS/TEAM teams, and walks a share of the rows of one group, which have their modulation in common. A thread has the same
+// columns of every row, so that modulations and sums over rows stay in its registers.
 //
 // TEAM is a power of two up to a warp, or THREADS, a multiple of a warp. ALIGNED: chunks are 16 bytes and every row starts at a
 // multiple of 16 bytes. A row that does not fit the registers spills, and is still right.
@@ -40,18 +40,31 @@ __device__ __forceinline__ Columns columns(int d) {
     return c;
 }
 
-/// The rows of a block: `first..end` of a group. Every team runs the loop `for (r = first; r < end; r += TEAMS)` with row
-/// r + team(), which may lie beyond the end: barriers and shuffles need all threads.
-struct Slab {
-    i64 group, first, end;
+/// The rows of a block, all of one group. Every team runs the loop `for (r = first; r < end; r += step)` with row r + team(),
+/// which may lie beyond the end: barriers and shuffles need all threads.
+struct Share {
+    i64 group, first, end, step;
 };
-__device__ __forceinline__ Slab slab_of(i64 per_group, i64 slab) {
-    u32 slabs = (u32)((per_group + slab - 1) / slab);
-    Slab s;
+/// A slab: neighbouring rows.
+__device__ __forceinline__ Share slab_of(i64 per_group, i64 slab) {
+    const u32 slabs = (u32)((per_group + slab - 1) / slab);
+    Share s;
     s.group = blockIdx.x / slabs;
     s.first = s.group * per_group + (i64)(blockIdx.x % slabs) * slab;
     i64 end = (s.group + 1) * per_group;
     s.end = s.first + slab < end ? s.first + slab : end;
+    s.step = TEAMS;
+    return s;
+}
+/// As many rows, dealt to the blocks of a group in turn, so that together they sweep it: where all blocks run at once memory
+/// is read in order.
+__device__ __forceinline__ Share stripe_of(i64 per_group, i64 slab) {
+    const u32 slabs = (u32)((per_group + slab - 1) / slab);
+    Share s;
+    s.group = blockIdx.x / slabs;
+    s.first = s.group * per_group + (i64)(blockIdx.x % slabs) * TEAMS;
+    s.end = (s.group + 1) * per_group;
+    s.step = (i64)slabs * TEAMS;
     return s;
 }
 
@@ -84,6 +97,67 @@ __device__ __forceinline__ void store_row(T* row, const A (&x)[PACKS][WIDTH], co
 #endif
     }
 }
+
+/// The rows of a share of N tensors, in order. They are copied ahead to shared memory: so they need no registers, and no barrier,
+/// since a thread copies what it reads itself. Chunks that are not 16 aligned bytes, and rows too wide, are read when taken.
+template <int N> struct Walk {
+    /// Rows under way, and the most bytes of shared memory for them.
+    static constexpr int AHEAD = 2, MOST = 40 * 1024;
+    static constexpr int SLOT = N * PACKS * THREADS;
+    static constexpr bool COPIES = ALIGNED && AHEAD * SLOT * 16 <= MOST;
+    /// Chunks of shared memory, 16 bytes each.
+    static constexpr int ROOM = COPIES ? AHEAD * SLOT : 1;
+
+    uint4* room;
+    const T* x[N];
+    Columns columns;
+    i64 d, end, step;
+    /// The row that is taken next.
+    i64 row;
+    u32 turn;
+
+    /// A null tensor is zeros.
+    __device__ __forceinline__ Walk(uint4* room, const T* const (&x)[N], const Columns& c, const Share& s, i64 d)
+        : room(room), columns(c), d(d), end(s.end), step(s.step), row(s.first + team()), turn(0) {
+#pragma unroll
+        for (int n = 0; n < N; n++) this->x[n] = x[n];
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) copy(row + a * step, a);
+    }
+    __device__ __forceinline__ uint4* slot(u32 a, int n, int p) { return room + a * SLOT + (n * PACKS + p) * THREADS + threadIdx.x; }
+    __device__ __forceinline__ void copy(i64 r, u32 a) {
+        if constexpr (COPIES) {
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+#pragma unroll
+                for (int p = 0; p < PACKS; p++) {
+                    copy_async16(slot(a, n, p), x[n] + r * d + columns.at[p], x[n] != nullptr && r < end && columns.at[p] >= 0);
+                }
+            }
+            copy_async_commit();
+        }
+    }
+    /// The next row of each tensor.
+    __device__ __forceinline__ void take(Chunk (&now)[N][PACKS]) {
+        if constexpr (COPIES) {
+            copy_async_wait<AHEAD - 1>();
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+#pragma unroll
+                for (int p = 0; p < PACKS; p++) now[n][p].raw = *slot(turn, n, p);
+            }
+        } else {
+#pragma unroll
+            for (int n = 0; n < N; n++) load_row(now[n], x[n] + row * d, columns, x[n] != nullptr && row < end);
+        }
+    }
+    /// Starts on another row in place of the one that was taken, once its values are in use.
+    __device__ __forceinline__ void advance() {
+        copy(row + AHEAD * step, turn);
+        row += step;
+        turn = (turn + 1) % AHEAD;
+    }
+};
 
 /// N wide values from an address that is aligned where chunks are.
 template <int N> __device__ __forceinline__ void load_wide(A (&v)[N], const A* p) {
