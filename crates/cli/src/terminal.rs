@@ -26,6 +26,9 @@ const UNREAD: i32 = 128 + 13;
 const BAR: &str =
     "{prefix:>12.green.bold} {bar:24.green/dim} {percent:>3}% {pos}/{len} {elapsed}, {eta} left {wide_msg}";
 
+/// Of a task whose steps are not known beforehand.
+const COUNT: &str = "{prefix:>12.green.bold} {pos} {elapsed} {wide_msg}";
+
 /// All bars of the process: lines have to go above whichever is shown.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
@@ -91,7 +94,7 @@ enum Shown {
 }
 
 impl Progress {
-    /// Begins a task of `total` steps; `verb` says what is done, in a word, such as `Distilling`.
+    /// Begins a task of `total` steps, 0 if that is not known; `verb` says what is done, in a word, such as `Distilling`.
     pub fn new(verb: &str, total: u64) -> Self {
         Self::resumed(verb, total, 0)
     }
@@ -101,7 +104,8 @@ impl Progress {
         if !std::io::stderr().is_terminal() {
             return Self { shown: Shown::Lines(Lines::new(verb, total, done, Instant::now())) };
         }
-        let style = ProgressStyle::with_template(BAR).map(|style| style.progress_chars("━╸━"));
+        let template = if total == 0 { COUNT } else { BAR };
+        let style = ProgressStyle::with_template(template).map(|style| style.progress_chars("━╸━"));
         let bar = BARS.add(ProgressBar::new(total).with_position(done).with_prefix(verb.to_owned()));
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.reset_eta();
@@ -174,11 +178,14 @@ impl Lines {
 
     fn text(&self, elapsed: Duration) -> String {
         let Self { verb, note, total, done, resumed, .. } = self;
+        let note = if note.is_empty() { String::new() } else { format!(": {note}") };
+        if *total == 0 {
+            return format!("{verb:>VERB_WIDTH$} {done}, {} so far{note}", HumanDuration(elapsed));
+        }
         let percent = 100 * u128::from(*done) / u128::from(*total).max(1);
         let fraction = total.saturating_sub(*done) as f64 / done.saturating_sub(*resumed) as f64;
         let left = Duration::try_from_secs_f64(elapsed.as_secs_f64() * fraction).ok();
         let left = left.map(|left| format!(", {} left", HumanDuration(left))).unwrap_or_default();
-        let note = if note.is_empty() { String::new() } else { format!(": {note}") };
         format!("{verb:>VERB_WIDTH$} {done}/{total} ({percent}%), {} so far{left}{note}", HumanDuration(elapsed))
     }
 }
@@ -192,8 +199,8 @@ mod tests {
     }
 
     #[test]
-    fn the_template_of_the_bar_is_valid() {
-        assert!(ProgressStyle::with_template(BAR).is_ok());
+    fn the_templates_of_the_bars_are_valid() {
+        assert!([BAR, COUNT].map(ProgressStyle::with_template).iter().all(Result::is_ok));
     }
 
     #[test]
