@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_templates_of_the_bars_are_valid() {
-        assert!([BAR, COUNT].map(ProgressStyle::with_template).iter().all(Result::is_ok));
+        assert!([BAR, COUNT].iter().all(|template| ProgressStyle::with_template(template).is_ok()));
     }
 
     #[test]
