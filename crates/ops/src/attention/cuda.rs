@@ -6,7 +6,7 @@ use fewstep_tensor::cuda::{Launch, Source, Table, gpu};
 use fewstep_tensor::{DType, Device, Tensor};
 
 use super::tiles::{self, Room, Tiles};
-use super::{Extents, Mask, hopper};
+use super::{Extents, Mask, hopper, wide};
 use crate::{Dual, Output, Result, Saved};
 
 const SAMPLES: &str = include_str!("samples.cuh");
@@ -36,18 +36,25 @@ enum Kernels {
     Hopper,
     /// `portable_*.cu`: bf16 on tensor cores, from sm_80 on.
     Portable(Room),
+    /// Matrix products: bf16, one head wider than those, no mask. Tangents and cotangents are those of `simple.cu`.
+    Wide,
 }
 
 fn choose(e: &Extents, masks: &Masks, dtype: DType, device: Device) -> Result<Kernels> {
     let gpu = gpu(device)?;
     let properties = gpu.properties();
-    if !masks.any() && masks.starts.is_none() && hopper::serves(e, dtype, properties.capability) {
+    let unmasked = !masks.any() && masks.starts.is_none();
+    if unmasked && hopper::serves(e, dtype, properties.capability) {
         return Ok(Kernels::Hopper);
     }
     let fits = [e.k, e.v].iter().all(|width| tiles::WIDTHS.contains(width) && width.is_multiple_of(8));
     let portable = dtype == DType::Bf16 && fits && e.scale > 0.0 && properties.capability >= (8, 0);
     let room = Room { shared: properties.shared, multiprocessors: properties.multiprocessors };
-    Ok(if portable { Kernels::Portable(room) } else { Kernels::Simple })
+    Ok(match portable {
+        true => Kernels::Portable(room),
+        false if unmasked && wide::serves(e, dtype) => Kernels::Wide,
+        false => Kernels::Simple,
+    })
 }
 
 /// The tensor, or a copy where it does not begin at a multiple of 16 bytes, as a window may not.
@@ -146,6 +153,13 @@ impl<'a> Call<'a> {
         Ok(Call { e, masks, dtype, device, kernels })
     }
 
+    /// The same by `simple.cu`, of what has no mask.
+    fn simply(&self) -> Result<Self> {
+        let (e, dtype, device) = (self.e, self.dtype, self.device);
+        let masks = Masks::new(e, &Mask::default(), dtype, device)?;
+        Ok(Call { e, masks, dtype, device, kernels: Kernels::Simple })
+    }
+
     fn empty(&self, shape: &[usize]) -> Result<Tensor> {
         Ok(Tensor::empty(shape, self.dtype, self.device)?)
     }
@@ -186,7 +200,7 @@ impl<'a> Call<'a> {
         let launch = launch.size(l).size(s);
         let launch = match self.kernels {
             Kernels::Simple => launch.size(k).size(v),
-            Kernels::Hopper | Kernels::Portable(_) => launch,
+            Kernels::Hopper | Kernels::Portable(_) | Kernels::Wide => launch,
         };
         launch.size(n * k).size(n * k).size(n * v)
     }
@@ -196,7 +210,8 @@ impl<'a> Call<'a> {
         let e = self.e;
         let y = self.empty(&[e.b, e.l, e.n * e.v])?;
         let moves = x_dot.iter().any(Option::is_some);
-        let y_dot = moves.then(|| self.empty(y.shape())).transpose()?;
+        let apart = matches!(self.kernels, Kernels::Wide);
+        let y_dot = (moves && !apart).then(|| self.empty(y.shape())).transpose()?;
         let log_sum_exp = self.statistics(&[e.b, e.n, e.l])?;
         let x = x.iter().map(|t| aligned(t)).collect::<Result<Vec<_>>>()?;
         let x_dot = x_dot.iter().map(|t| t.map(aligned).transpose()).collect::<Result<Vec<_>>>()?;
@@ -204,6 +219,12 @@ impl<'a> Call<'a> {
             Kernels::Hopper => {
                 hopper::forward(e, &x, &x_dot, (&y, y_dot.as_ref(), &log_sum_exp))?;
                 return Ok((y, y_dot, log_sum_exp));
+            }
+            Kernels::Wide => {
+                wide::forward(e, &x, &y, &log_sum_exp)?;
+                let dots: Vec<Option<&Tensor>> = x_dot.iter().map(Option::as_ref).collect();
+                let moved = moves.then(|| self.simply()?.evaluate(&x.iter().collect::<Vec<_>>(), &dots));
+                return Ok((y, moved.transpose()?.and_then(|(_, y_dot, _)| y_dot), log_sum_exp));
             }
             Kernels::Simple => self.simple("attention_forward", [self.masks.queries, e.v])?,
             Kernels::Portable(room) => {
@@ -257,6 +278,7 @@ pub(super) fn vjp(
             hopper::backward(e, [&x[0], &x[1], &x[2], &x[3]], (y, log_sum_exp), wanted)
         }
         Kernels::Simple => backward.simple(wanted),
+        Kernels::Wide => Backward { call: backward.call.simply()?, ..backward }.simple(wanted),
         Kernels::Portable(room) => backward.portable(wanted, room),
     }
 }

@@ -6,6 +6,7 @@ mod hopper;
 mod mask;
 mod masked;
 mod tiles;
+mod wide;
 
 pub use mask::{Mask, Pairs};
 pub use masked::MaskedAttention;

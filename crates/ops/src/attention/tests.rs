@@ -70,6 +70,17 @@ fn every_rule_holds_in_bf16_on_the_tensor_cores_of_a_gpu() {
 }
 
 #[test]
+fn every_rule_holds_in_bf16_of_one_head_wider_than_tensor_core_kernels_take() {
+    for (seed, [b, l, s, k, v]) in
+        [[2, 9, 21, 264, 264], [1, 3, 300, 16, 257], [1, 4, 1, 384, 8]].into_iter().enumerate()
+    {
+        let op = Attention { heads: 1, scale: None };
+        let shapes: [&[usize]; 3] = [&[b, l, k], &[b, s, k], &[b, s, v]];
+        suite::check_half(EMULATED, &op, (&shapes, &[]), HALF_TOLERANCE, seed as u64).unwrap();
+    }
+}
+
+#[test]
 fn any_tangents_give_the_same_primal_and_their_part_on_the_tensor_cores_of_a_gpu() {
     let op = Attention { heads: 2, scale: None };
     let shapes: [&[usize]; 3] = [&[1, 40, 32], &[1, 70, 32], &[1, 70, 48]];

@@ -273,6 +273,10 @@ fn attention() -> Vec<Case> {
     all.push(case([1, 200, 150, 3, 128, 64], None).large());
     all.push(case([1, 200, 150, 3, 64, 128], None).large());
     all.push(case([1, 130, 140, 2, 128, 128], None).large().and_windows());
+    // One head wider than tensor-core kernels take.
+    all.push(case([2, 67, 83, 1, 384, 384], None).large().and_windows());
+    all.push(case([1, 70, 33, 1, 16, 264], None).large());
+    all.push(case([1, 1500, 1560, 1, 384, 384], None).large().only_half());
     // As long as a host can follow.
     all.push(case([1, 3000, 3000, 1, 128, 128], None).large().only_half());
     all.push(case([1, 3001, 2999, 2, 64, 64], None).large().only_half());
