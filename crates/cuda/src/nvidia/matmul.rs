@@ -144,11 +144,19 @@ impl Multiplier {
 
     /// The plan of a GELU alone: the algorithm is that of the product which also keeps what is before, for the same bits; where
     /// the library does not take it for less, all of that plan.
-    fn plan_without(&self, p: &Product) -> Result<Plan> {
+    fn plan_without(&mut self, p: &Product) -> Result<Plan> {
         let more = Product { before_gelu: Some(p.c), ..*p };
-        let keeping = self.plan(&Key::of(&more), &more)?;
-        let alone = Plan { algorithm: keeping.algorithm, ..self.described(&Key::of(p), p)? };
-        Ok(if self.fits(&alone, &alone.algorithm) { alone } else { keeping })
+        let key = Key::of(&more);
+        if !self.plans.contains_key(&key) {
+            let plan = self.plan(&key, &more)?;
+            self.plans.insert(key, plan);
+        }
+        let algorithm = self.plans[&key].algorithm;
+        let alone = Plan { algorithm, ..self.described(&Key::of(p), p)? };
+        if self.fits(&alone, &algorithm) {
+            return Ok(alone);
+        }
+        Ok(Plan { algorithm, ..self.described(&key, &more)? })
     }
 
     /// A new plan: the fastest where products are tuned, else the one kept on disk, else the library's first.

@@ -34,6 +34,9 @@ fn unary<'t>(x: &[&'t Tensor]) -> Result<&'t Tensor> {
 impl Activation {
     /// d·a′(x), elementwise: a tangent forward, a cotangent backward.
     pub(crate) fn times_slope(self, x: &Tensor, d: &Tensor) -> Result<Tensor> {
+        if d.shape() != x.shape() {
+            return Err(Error::input("activation", format!("a tangent or cotangent {:?}", x.shape()), d.shape()));
+        }
         match x.device() {
             Device::Cpu => dispatch_float!("activation", x.dtype(), T => cpu::vjp::<T>(self, x, d)),
             Device::Cuda(_) => cuda::vjp(self, x, d),
@@ -69,11 +72,7 @@ impl Op for Activation {
         if !wanted[0] {
             return Ok(vec![None]);
         }
-        let x = saved.input(0)?;
-        if y_bar.shape() != x.shape() {
-            return Err(Error::input("activation", format!("a cotangent {:?}", x.shape()), y_bar.shape()));
-        }
-        Ok(vec![Some(self.times_slope(x, y_bar)?)])
+        Ok(vec![Some(self.times_slope(saved.input(0)?, y_bar)?)])
     }
 
     fn cost(&self, x: &[&Meta], rule: Rule<'_>) -> Result<Cost> {

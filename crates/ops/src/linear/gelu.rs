@@ -127,6 +127,17 @@ mod tests {
     }
 
     #[test]
+    fn a_cotangent_of_another_shape_is_refused() {
+        for device in [Device::Cpu, EMULATED] {
+            let zeros = |shape: &[usize]| Tensor::zeros(shape, fewstep_tensor::DType::F32, device);
+            let (op, x) = (LinearGelu { bias: false }, [&zeros(&[3, 5]), &zeros(&[8, 5])]);
+            let saved = Saved::of(&op, &x, &op.forward(&x).unwrap());
+            let e = op.vjp(&saved, &zeros(&[3, 9]), &[true; 2]).unwrap_err().to_string();
+            assert!(e.contains("[3, 8]") && e.contains("[3, 9]"), "{e}");
+        }
+    }
+
+    #[test]
     fn is_the_activation_of_the_linear_layer_bit_for_bit_on_a_cpu() {
         use fewstep_tensor::DType;
         let drawn = suite::draw(3, 0, &[&[70, 65], &[130, 65], &[130], &[70, 65], &[70, 130]]).unwrap();
