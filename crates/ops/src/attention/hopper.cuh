@@ -166,3 +166,15 @@ template <int B> __device__ __forceinline__ void wgmma_rs(float (&d)[64], const 
         : WGMMA_32(0), WGMMA_32(32)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(B));
 }
+
+/// Places of a ring of N, in turn, and the parity of the barriers there.
+template <u32 N> struct RingPlace {
+    u32 slot = 0, parity = 0;
+    __device__ __forceinline__ void next() {
+        slot += 1;
+        if (slot == N) {
+            slot = 0;
+            parity ^= 1;
+        }
+    }
+};

@@ -56,18 +56,6 @@ constexpr u32 SLOT = MATRIX * (K_DOT || V_DOT ? 2 : 1);
 constexpr u32 QUERY_SLOTS = 2 * QUERIES + 6 * SLOT + BARRIERS <= SHARED ? 2 : 1;
 constexpr u32 SLOTS = (SHARED - BARRIERS - QUERY_SLOTS * QUERIES) / SLOT;
 
-/// Places of a ring of N, in turn, and the parity of the barriers there.
-template <u32 N> struct Ring {
-    u32 slot = 0, parity = 0;
-    __device__ __forceinline__ void next() {
-        slot += 1;
-        if (slot == N) {
-            slot = 0;
-            parity ^= 1;
-        }
-    }
-};
-
 struct Shared {
     unsigned char *queries, *slots;
     u64 *full, *empty, *queries_full, *queries_empty;
@@ -117,7 +105,7 @@ __device__ __forceinline__ void copy_tile(unsigned char* to, const TensorMap* ma
 
 /// A tile of keys or values, and of their tangent where there is one.
 template <bool DOT> __device__ __forceinline__ void copy_keys(
-    const Shared& shared, Ring<SLOTS>& ring, const TensorMap* x, const TensorMap* x_dot, const Block& b, u32 tile) {
+    const Shared& shared, RingPlace<SLOTS>& ring, const TensorMap* x, const TensorMap* x_dot, const Block& b, u32 tile) {
     unsigned char* to = shared.slots + ring.slot * SLOT;
     u64* full = shared.full + ring.slot;
     barrier_wait(shared.empty + ring.slot, ring.parity ^ 1);
@@ -127,7 +115,7 @@ template <bool DOT> __device__ __forceinline__ void copy_keys(
     ring.next();
 }
 
-__device__ __forceinline__ void copy_queries(const Shared& shared, Ring<QUERY_SLOTS>& ring, const Tensors& x, const Block& b) {
+__device__ __forceinline__ void copy_queries(const Shared& shared, RingPlace<QUERY_SLOTS>& ring, const Tensors& x, const Block& b) {
     unsigned char* to = shared.queries + ring.slot * QUERIES;
     u64* full = shared.queries_full + ring.slot;
     barrier_wait(shared.queries_empty + ring.slot, ring.parity ^ 1);
@@ -141,8 +129,8 @@ __device__ __forceinline__ void copy_queries(const Shared& shared, Ring<QUERY_SL
 
 /// Copies what `consume` waits for, in that order. One thread.
 __device__ __forceinline__ void produce(const Shared& shared, const Tensors& x, const Sizes& n) {
-    Ring<SLOTS> ring;
-    Ring<QUERY_SLOTS> queries;
+    RingPlace<SLOTS> ring;
+    RingPlace<QUERY_SLOTS> queries;
     for (u32 i = blockIdx.x; i < n.blocks() * n.heads * n.batches; i += gridDim.x) {
         Block b(i, n);
         copy_keys<K_DOT>(shared, ring, x.k, x.k_dot, b, 0);
@@ -388,7 +376,7 @@ struct Turns {
     }
 };
 
-__device__ __forceinline__ void first_tile(Rows& x, const Shared& shared, Ring<SLOTS>& ring, u32 q, u32 keys, float scale) {
+__device__ __forceinline__ void first_tile(Rows& x, const Shared& shared, RingPlace<SLOTS>& ring, u32 q, u32 keys, float scale) {
     u32 k = shared_address(shared.slots) + ring.slot * SLOT;
     barrier_wait(shared.full + ring.slot, ring.parity);
     wgmma_fence();
@@ -411,8 +399,8 @@ __device__ __forceinline__ void first_tile(Rows& x, const Shared& shared, Ring<S
 
 /// Scores of the next tile of keys and the values of the tile before. `keys` from the first of this tile on.
 __device__ __forceinline__ void next_tile(
-    Rows& x, const Shared& shared, Ring<SLOTS>& ring, const Turns& turns, u32 q, u32 keys, float scale) {
-    Ring<SLOTS> k_ring = ring;
+    Rows& x, const Shared& shared, RingPlace<SLOTS>& ring, const Turns& turns, u32 q, u32 keys, float scale) {
+    RingPlace<SLOTS> k_ring = ring;
     ring.next();
     u32 k = shared_address(shared.slots) + k_ring.slot * SLOT, v = shared_address(shared.slots) + ring.slot * SLOT;
     barrier_wait(shared.full + k_ring.slot, k_ring.parity);
@@ -453,7 +441,7 @@ __device__ __forceinline__ void next_tile(
     x.pack();
 }
 
-__device__ __forceinline__ void last_values(Rows& x, const Shared& shared, Ring<SLOTS>& ring) {
+__device__ __forceinline__ void last_values(Rows& x, const Shared& shared, RingPlace<SLOTS>& ring) {
     barrier_wait(shared.full + ring.slot, ring.parity);
     x.touch_outputs();
     wgmma_fence();
@@ -467,8 +455,8 @@ __device__ __forceinline__ void last_values(Rows& x, const Shared& shared, Ring<
 
 /// Warpgroup w of those that compute.
 __device__ __forceinline__ void consume(const Shared& shared, const Sizes& n, u32 w, const Outputs& out, float scale) {
-    Ring<SLOTS> ring;
-    Ring<QUERY_SLOTS> queries;
+    RingPlace<SLOTS> ring;
+    RingPlace<QUERY_SLOTS> queries;
     Turns turns(w);
     for (u32 i = blockIdx.x; i < n.blocks() * n.heads * n.batches; i += gridDim.x) {
         u32 q = shared_address(shared.queries) + queries.slot * QUERIES + w * MATRIX;

@@ -64,18 +64,6 @@ __device__ __forceinline__ void multiply(float (&d)[96], u64 a, u64 b, bool accu
         : "l"(a), "l"(b), "r"((int)accumulate));
 }
 
-/// Places of the ring of stages, in turn, and the parity of the barriers there.
-struct Ring {
-    u32 slot = 0, parity = 0;
-    __device__ __forceinline__ void next() {
-        slot += 1;
-        if (slot == STAGES) {
-            slot = 0;
-            parity ^= 1;
-        }
-    }
-};
-
 struct Sizes {
     u32 frames, b, h, w, c, n;
     __device__ __forceinline__ u32 across() const { return (w + COLUMNS - 1) / COLUMNS; }
@@ -101,7 +89,7 @@ struct Tile {
 /// Copies what `consume` waits for, in that order. One thread.
 __device__ __forceinline__ void produce(
     unsigned char* stages, u64* full, u64* empty, const TensorMap* const (&frames)[3], const TensorMap& weights, const Sizes& s) {
-    Ring ring;
+    RingPlace<STAGES> ring;
     for (u32 i = blockIdx.x; i < s.tiles(); i += gridDim.x) {
         Tile tile(i, s);
         for (u32 j = 0; j < s.frames; j++) {
@@ -143,7 +131,7 @@ __device__ __forceinline__ void write(T* y, const T* bias, u32 n, u32 outputs, f
 /// The products of one warpgroup.
 __device__ __forceinline__ void consume(
     u32 group, unsigned char* stages, u64* full, u64* empty, T* y, const T* bias, const Sizes& s) {
-    Ring ring;
+    RingPlace<STAGES> ring;
     u32 base = shared_address(stages), lane = lane_id(), warp = warp_id() % 4;
     for (u32 i = blockIdx.x; i < s.tiles(); i += gridDim.x) {
         float sum[EACH][OUTPUTS / 2];
