@@ -218,6 +218,13 @@ fn adjoint(
     Ok(failed.map(|e| format!("⟨ȳ, Jẋ⟩ = ⟨Jᵀȳ, ẋ⟩: {left:e} against {right:e}, {e}")))
 }
 
+/// Whether an op adds a cotangent to a sum in place.
+fn adds(op: &dyn Op, x: &[&Tensor]) -> Result<bool> {
+    let metas: Vec<Meta> = x.iter().map(|t| Meta::new(t.shape(), t.dtype())).collect();
+    let cost = op.cost(&metas.iter().collect::<Vec<_>>(), Rule::Vjp(&vec![true; x.len()]))?;
+    Ok(!cost.adds.is_empty())
+}
+
 /// An op that adds cotangents to sums adds what its vjp returns.
 fn sums(
     op: &dyn Op,
@@ -227,9 +234,8 @@ fn sums(
     (before, x_bar): (&[Tensor], &[Option<Tensor>]),
     claims: &mut Claims,
 ) -> Result<Option<String>> {
-    let metas: Vec<Meta> = x.iter().map(|t| Meta::new(t.shape(), t.dtype())).collect();
     let all = vec![true; x.len()];
-    if op.cost(&metas.iter().collect::<Vec<_>>(), Rule::Vjp(&all))?.adds.is_empty() {
+    if !adds(op, x)? {
         return Ok(None);
     }
     let sums = op.vjp_onto(saved, y_bar.clone(), &all, before.iter().cloned().map(Some).collect())?;
@@ -472,10 +478,8 @@ impl Ruled {
         let y_bar = draw(seed, 2, &[output.y.shape()])?.remove(0).to_dtype(DType::Bf16).to_dtype(output.y.dtype());
         let (saved, all) = (Saved::of(op, &x, &output), vec![true; x.len()]);
         let bars = op.vjp(&saved, &y_bar, &all)?;
-        let metas: Vec<Meta> = x.iter().map(|t| Meta::new(t.shape(), t.dtype())).collect();
-        let adds = !op.cost(&metas.iter().collect::<Vec<_>>(), Rule::Vjp(&all))?.adds.is_empty();
         let before = || u.iter().map(|t| Some(t.to_dtype(t.dtype().wide()))).collect();
-        let sums = if adds { op.vjp_onto(&saved, y_bar, &all, before())? } else { Vec::new() };
+        let sums = if adds(op, &x)? { op.vjp_onto(&saved, y_bar, &all, before())? } else { Vec::new() };
         Ok(Ruled { dual, y: output.y, bars, sums })
     }
 
