@@ -76,10 +76,9 @@ impl Learner {
     /// happens if a gradient is not finite.
     ///
     /// # Errors
-    /// If the gradients are not this network's.
+    /// If the gradients are not this network's, or a GPU has no memory for the step; nothing is then changed.
     pub fn update(&mut self, grads: Grads, k: u64, lr_scale: f64) -> Result<Step> {
         let grads = grads.into_tensors(&self.params);
-        self.whole = false;
         // What stays wide is shared with the masters, which are written in place; the rest is written with them.
         let mut copies = self.copy.take().map_or(Vec::new(), |copy| {
             let pairs = copy.trained().iter().zip(self.params.trained());
@@ -89,16 +88,16 @@ impl Learner {
             average: self.ema.as_mut().map(|ema| ema.following(k)),
             copies: copies.iter_mut().map(Option::as_mut).collect(),
         };
-        let step = self.optimizer.step_with(self.params.trained_mut(), &grads, lr_scale, followers)?;
+        let step = self.optimizer.step_with(self.params.trained_mut(), &grads, lr_scale, followers);
         if !copies.is_empty() {
             let trained = copies.into_iter().zip(self.params.trained()).map(|(c, p)| c.unwrap_or_else(|| p.clone()));
             self.copy = Some(self.params.with_trained(trained.collect())?);
         }
-        self.whole = true;
-        Ok(step)
+        self.whole = step.as_ref().err().is_none_or(Error::is_out_of_memory);
+        step
     }
 
-    /// Whether the state is that after whole updates: not if one failed on the way.
+    /// Whether the state is that after whole updates: not if one failed on the way, for another reason than memory.
     pub fn is_whole(&self) -> bool {
         self.whole
     }

@@ -195,7 +195,8 @@ impl AdamW {
     /// As [`AdamW::step`], with what follows the parameters. Of a skipped step nothing follows.
     ///
     /// # Errors
-    /// As [`AdamW::step`], or if the followers differ from the parameters in number or shape.
+    /// As [`AdamW::step`], or if the followers differ from the parameters in number or shape. Where a GPU's memory runs out,
+    /// it does before anything is written.
     pub fn step_with(
         &mut self,
         params: &mut [Tensor],

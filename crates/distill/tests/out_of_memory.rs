@@ -1,20 +1,30 @@
-//! A GPU's memory that runs out in the middle of an iteration. Alone in its process: the emulated device is one for all tests.
+//! A GPU's memory that runs out in the middle of an iteration. Alone in their process, one after the other: the emulated device
+//! is one for all tests.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fewstep_diffusion::{Denoiser, TimeDistribution, Wrapper};
 use fewstep_distill::configuration::Configuration;
+use fewstep_distill::ema::PowerProfile;
 use fewstep_distill::examples::{ExampleSource, Examples};
-use fewstep_distill::optimizer::AdamWConfig;
+use fewstep_distill::learner::Learner;
+use fewstep_distill::optimizer::{AdamWConfig, Step};
 use fewstep_distill::run_folder::Start;
 use fewstep_distill::teaching::{TeachConfig, Teaching};
 use fewstep_distill::training::{Hooks, Keep, LoopConfig, MAY_DIFFER, Training, run};
 use fewstep_distill::{Error, Result};
 use fewstep_nn::wan::{Wan, WanConfig};
-use fewstep_ops::{Compute, Conditions, Network, Params};
+use fewstep_ops::{Compute, Conditions, Grads, Init, Network, ParamSpec, Params};
 use fewstep_tensor::cuda::{EMULATED, gpu};
+use fewstep_tensor::file::TensorFile;
 use fewstep_tensor::{DType, Device, Tensor};
 
 const VIDEO: [usize; 5] = [1, 2, 1, 4, 4];
 const TEXT: [usize; 3] = [1, 3, 8];
+
+/// The limit of the device's memory.
+static LIMIT: Mutex<()> = Mutex::new(());
 
 struct Still;
 
@@ -55,6 +65,7 @@ impl Hooks for Starving {
 
 #[test]
 fn memory_that_runs_out_leaves_the_iterations_before_saved_and_the_run_goes_on_from_there() {
+    let _limit = LIMIT.lock().unwrap_or_else(PoisonError::into_inner);
     let config = WanConfig {
         dim: 16,
         ffn_dim: 16,
@@ -106,4 +117,53 @@ fn memory_that_runs_out_leaves_the_iterations_before_saved_and_the_run_goes_on_f
     let mut resumed = Starving::default();
     assert_eq!(attempt(Start::Resume, &mut resumed).unwrap(), 4);
     assert!(resumed.said.iter().any(|m| m.contains("resuming after iteration 2")), "{:?}", resumed.said);
+}
+
+/// A matrix, which networks read in bf16, and a gain that stays wide, with both moments and an average.
+fn learner() -> Learner {
+    let spec =
+        |name: &str, shape: &[usize], init, wide| ParamSpec { name: name.into(), shape: shape.into(), init, wide };
+    let specs: Arc<[ParamSpec]> =
+        [spec("w", &[30, 40], Init::Normal(1.0), false), spec("gain", &[40], Init::Ones, true)].into();
+    let params = Params::init(&specs, 1, DType::F32, Device::Cpu).unwrap().to(EMULATED, DType::F32).unwrap();
+    let config =
+        AdamWConfig { betas: [0.9, 0.99], weight_decay: 1.0, learning_rate: 0.1, warmup_steps: 0, ..Default::default() };
+    Learner::new("student", params, Compute::on(EMULATED), config, Some(PowerProfile::new(0.1).unwrap())).unwrap()
+}
+
+/// The bits of all that a checkpoint keeps, and of what networks compute with.
+fn state(learner: &Learner) -> Vec<(String, Vec<u64>)> {
+    let bits = |t: &Tensor| t.to_vec_f64().into_iter().map(f64::to_bits).collect::<Vec<_>>();
+    let mut files: BTreeMap<String, TensorFile> = BTreeMap::new();
+    learner.export(&mut files).unwrap();
+    let kept = files.iter().flat_map(|(file, f)| f.tensors.iter().map(move |(n, t)| (format!("{file}/{n}"), bits(t))));
+    let computed = learner.params().tensors().iter().map(|t| (format!("computed in {}", t.dtype()), bits(t)));
+    let taken = files.values().map(|f| (format!("{:?}", f.metadata), Vec::new()));
+    kept.chain(computed).chain(taken).collect()
+}
+
+#[test]
+fn memory_that_runs_out_anywhere_in_an_optimizer_step_leaves_all_as_it_was() {
+    let _limit = LIMIT.lock().unwrap_or_else(PoisonError::into_inner);
+    let gpu = gpu(EMULATED).unwrap();
+    let (mut starved, mut free) = (learner(), learner());
+    // The first step gives the average memory of its own, the later ones do not.
+    for k in 0..3 {
+        assert!(matches!(free.update(Grads::new(free.params()), k, 1.0).unwrap(), Step::Taken(_)));
+        let before = state(&starved);
+        let mut failures = 0;
+        loop {
+            gpu.limit_memory(gpu.usage().live + 256 * failures);
+            match starved.update(Grads::new(starved.params()), k, 1.0) {
+                Ok(step) => break assert!(matches!(step, Step::Taken(_))),
+                Err(e) => assert!(e.is_out_of_memory(), "{e}"),
+            }
+            assert!(starved.is_whole());
+            assert_eq!(state(&starved), before, "step {k}, after {failures} failures");
+            failures += 1;
+        }
+        gpu.limit_memory(usize::MAX);
+        assert!(failures > 4, "step {k} failed {failures} times");
+        assert_eq!(state(&starved), state(&free), "step {k}");
+    }
 }
