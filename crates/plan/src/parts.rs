@@ -39,19 +39,21 @@ pub fn text_encoder(r: &Request, guided: bool) -> Result<Option<Part>> {
     Ok(Some(Part { name: "text encoder", weights: weights.sum(), times, calls, peak }))
 }
 
-/// The decoder of the Wan VAE in f32, frame by frame, in the tiles that it chooses by itself. None for networks of pixels.
+/// The decoder of the Wan VAE, frame by frame, in the tiles that it chooses by itself. Latent and video are on the host. None for
+/// networks of pixels.
 pub fn decoder(r: &Request) -> Result<Option<Part>> {
     if r.network.out_channels != VAE_CHANNELS {
         return Ok(None);
     }
-    let (vae, dtype) = (WanVae::new(VaeConfig::wan21())?, DType::F32);
+    let (vae, dtype) = (WanVae::new(VaeConfig::wan21())?, r.precision.dtype());
+    let on_cpu = r.precision == Precision::F32;
     let (b, l) = (r.batch, r.latent);
     let ([h, w], tiles) = vae.tiles(Half::Decoder, dtype, &VaeOptions::default(), [b, l.height, l.width])?;
     let weights = vae.specs().iter().map(|s| (s.shape.iter().product::<usize>() * dtype.size()) as u64).sum();
-    let ledger = Ledger::new(true);
-    let video =
-        |frames: usize| ledger.ghost(Meta::new(&[b, 3, frames, l.height * VAE_EDGE, l.width * VAE_EDGE], dtype));
-    let _latent = ledger.ghost(Meta::new(&[b, VAE_CHANNELS, l.frames, l.height, l.width], dtype));
+    let ledger = Ledger::new(on_cpu);
+    let hosted = |shape: [usize; 5]| on_cpu.then(|| ledger.ghost(Meta::new(&shape, dtype)));
+    let video = |frames: usize| hosted([b, 3, frames, l.height * VAE_EDGE, l.width * VAE_EDGE]);
+    let _latent = hosted([b, VAE_CHANNELS, l.frames, l.height, l.width]);
     // One tile hands its frames on as they are done; several are blended in the whole video.
     let _whole = (tiles > 1).then(|| video(1 + (l.frames - 1) * VAE_FRAMES));
     let (m, mut stream) = (Trace::new(&ledger, vae.specs(), dtype, Pass::Plain), vae.stream(Half::Decoder));
