@@ -96,6 +96,11 @@ impl Gpu {
         self.0.driver.properties()
     }
 
+    /// What it runs on, with versions: the driver, the compiler, and the libraries, one of which may be absent.
+    pub fn software(&self) -> String {
+        self.0.driver.software()
+    }
+
     /// Memory in use and the peak.
     pub fn usage(&self) -> Usage {
         Usage { total: self.properties().memory, ..self.0.account.usage() }

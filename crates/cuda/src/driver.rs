@@ -18,6 +18,8 @@ pub(crate) enum Refusal {
 /// A device with one stream. Addresses are the device's.
 pub(crate) trait Driver: Send + Sync + Debug {
     fn properties(&self) -> &Properties;
+    /// What it runs on, with versions.
+    fn software(&self) -> String;
     fn alloc(&self, bytes: usize) -> std::result::Result<u64, Refusal>;
     fn free(&self, address: u64);
     fn upload(&self, to: u64, from: &[u8]) -> Result<()>;

@@ -88,6 +88,10 @@ impl Driver for Emulated {
         &self.properties
     }
 
+    fn software(&self) -> String {
+        "emulated on the host".into()
+    }
+
     fn alloc(&self, bytes: usize) -> std::result::Result<u64, Refusal> {
         self.emulator.alloc(bytes).map_err(|e| match e {
             EmulatorError::Full { .. } => Refusal::Full,

@@ -68,14 +68,20 @@ fn refuse_old_driver(driver: Version, compiler: Version) -> Result<()> {
 #[derive(Debug)]
 pub(super) struct Compiler {
     target: Target,
-    versions: String,
+    driver: Version,
+    compiler: Version,
 }
 
 impl Compiler {
     pub(super) fn new(target: Target) -> Result<Self> {
         let (driver, compiler) = (driver_version()?, compiler_version()?);
         refuse_old_driver(driver, compiler)?;
-        Ok(Compiler { target, versions: format!("{driver} {compiler}") })
+        Ok(Compiler { target, driver, compiler })
+    }
+
+    /// The versions of the driver and of the compiler.
+    pub(super) fn versions(&self) -> [Version; 2] {
+        [self.driver, self.compiler]
     }
 
     /// Code for the device: compiled before, or now.
@@ -87,7 +93,8 @@ impl Compiler {
         defines: &[(String, String)],
     ) -> Result<Vec<u8>> {
         let options = options(&self.target.name, defines);
-        let mut parts = vec![text, self.versions.as_str()];
+        let versions = format!("{} {}", self.driver, self.compiler);
+        let mut parts = vec![text, versions.as_str()];
         parts.extend(options.iter().map(String::as_str));
         cache::get_or(folder, &cache::key(&parts), || {
             compile(name, text, &self.target.name, &options, self.target.virtual_code).map(|c| c.code)

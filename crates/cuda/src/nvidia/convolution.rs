@@ -107,6 +107,12 @@ struct Plan {
 // SAFETY: the library's handles are not bound to a thread, and a lock is around the whole.
 unsafe impl Send for Convolver {}
 
+/// The version of the library, which is present.
+pub(super) fn version() -> String {
+    // SAFETY: asks for a number.
+    super::dotted(unsafe { sys::cudnnGetVersion() })
+}
+
 impl Convolver {
     /// With the context of the device bound to this thread.
     pub(super) fn new(stream: CUstream) -> Result<Self> {

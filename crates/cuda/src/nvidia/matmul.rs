@@ -78,6 +78,12 @@ pub(super) struct Multiplier {
 // SAFETY: the library's handles are not bound to a thread, and a lock is around the whole.
 unsafe impl Send for Multiplier {}
 
+/// The version of the library, which is present.
+pub(super) fn version() -> String {
+    // SAFETY: asks for a number.
+    super::dotted(unsafe { sys::cublasLtGetVersion() })
+}
+
 impl Multiplier {
     /// With the context of the device bound to this thread.
     pub(super) fn new(stream: CUstream, device: &str) -> Result<Self> {

@@ -69,6 +69,11 @@ impl Handles {
     }
 }
 
+/// A library's version, of which it writes 10000·major + 100·minor + patch.
+fn dotted(version: usize) -> String {
+    format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+}
+
 /// An error of a call that may report what an earlier kernel did.
 fn failed(call: &'static str) -> impl FnOnce(DriverError) -> Error {
     move |e| {
@@ -162,6 +167,15 @@ unsafe fn open(device: sys::CUdevice) -> Result<Handles> {
 impl Driver for Nvidia {
     fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    fn software(&self) -> String {
+        let [driver, compiler] = self.compiler.versions();
+        let convolutions = match libraries::convolutions() {
+            Ok(()) => format!("cuDNN {}", convolution::version()),
+            Err(_) => "no cuDNN".into(),
+        };
+        format!("driver of CUDA {driver}, NVRTC {compiler}, cuBLASLt {}, {convolutions}", matmul::version())
     }
 
     fn alloc(&self, bytes: usize) -> std::result::Result<u64, Refusal> {
@@ -379,6 +393,11 @@ impl Module for Kernels {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_version_is_written_with_dots() {
+        assert_eq!((dotted(130_104), dotted(91_900)), ("13.1.4".into(), "9.19.0".into()));
+    }
 
     #[test]
     fn a_device_without_the_kernels_instructions_is_refused_by_name() {
