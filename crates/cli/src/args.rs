@@ -363,9 +363,12 @@ pub struct VerifyArgs {
     /// Folder of the published numbers [default: fixtures, if there is one]
     #[arg(long, value_name = "DIR")]
     pub fixtures: Option<PathBuf>,
-    /// Only checks whose op, fixture or case contains this
+    /// Only checks whose op, fixture or case contains this; may be given several times
     #[arg(long, value_name = "TEXT")]
-    pub only: Option<String>,
+    pub only: Vec<String>,
+    /// Start the kernels of every check once and prove nothing, as for a tool that watches memory accesses
+    #[arg(long, conflicts_with = "json")]
+    pub launch: bool,
     /// Print every check as JSON instead of a table
     #[arg(long)]
     pub json: bool,
@@ -389,9 +392,9 @@ pub struct BenchArgs {
     /// Repetitions; medians are printed
     #[arg(long, default_value_t = 5)]
     pub repeat: usize,
-    /// Only measurements whose name contains this; on a GPU, without --cycle
+    /// Only measurements whose name contains this; on a GPU, without --cycle; may be given several times
     #[arg(long, value_name = "TEXT", conflicts_with = "cycle")]
-    pub only: Option<String>,
+    pub only: Vec<String>,
     /// On a GPU, time several plans of each matrix product, and keep the fastest for this and all later runs on such a GPU
     #[arg(long)]
     pub tune: bool,

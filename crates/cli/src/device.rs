@@ -23,6 +23,17 @@ pub fn open(device: DeviceArg) -> Result<Compute> {
     Ok(compute)
 }
 
+/// Says what a GPU runs on, where numbers are to be told to others.
+///
+/// # Errors
+/// If the device cannot be used.
+pub fn say_software(device: Device) -> Result<()> {
+    if let Device::Cuda(_) = device {
+        status!("Software", "{}", gpu(device)?.software());
+    }
+    Ok(())
+}
+
 /// What computes there: the GPU's name, or the threads of a CPU.
 ///
 /// # Errors

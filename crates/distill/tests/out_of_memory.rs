@@ -126,8 +126,13 @@ fn learner() -> Learner {
     let specs: Arc<[ParamSpec]> =
         [spec("w", &[30, 40], Init::Normal(1.0), false), spec("gain", &[40], Init::Ones, true)].into();
     let params = Params::init(&specs, 1, DType::F32, Device::Cpu).unwrap().to(EMULATED, DType::F32).unwrap();
-    let config =
-        AdamWConfig { betas: [0.9, 0.99], weight_decay: 1.0, learning_rate: 0.1, warmup_steps: 0, ..Default::default() };
+    let config = AdamWConfig {
+        betas: [0.9, 0.99],
+        weight_decay: 1.0,
+        learning_rate: 0.1,
+        warmup_steps: 0,
+        ..Default::default()
+    };
     Learner::new("student", params, Compute::on(EMULATED), config, Some(PowerProfile::new(0.1).unwrap())).unwrap()
 }
 

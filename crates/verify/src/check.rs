@@ -4,6 +4,8 @@ use fewstep_ops::suite::Margin;
 use fewstep_tensor::DType;
 use serde::Serialize;
 
+use crate::{Error, Result};
+
 /// What came of a check in one dtype.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
@@ -32,17 +34,17 @@ pub struct Check {
     what: String,
     case: String,
     dtypes: Vec<DType>,
-    launch: Box<dyn Fn(DType)>,
+    launch: Box<dyn Fn(DType) -> Result<()>>,
     prove: Box<dyn Fn(DType) -> Proof>,
 }
 
 impl Check {
-    /// `launch` starts every kernel of the check, whatever they compute; `prove` gives the error nearest to its bound, or the
+    /// `launch` starts every kernel of the check once, whatever they compute; `prove` gives the error nearest to its bound, or the
     /// claim that failed.
     pub(crate) fn new(
         (what, case): (impl Into<String>, impl Into<String>),
         dtypes: &[DType],
-        launch: impl Fn(DType) + 'static,
+        launch: impl Fn(DType) -> Result<()> + 'static,
         prove: impl Fn(DType) -> Proof + 'static,
     ) -> Self {
         Check {
@@ -64,9 +66,10 @@ impl Check {
         &self.case
     }
 
-    /// Starts every kernel of the check once, so that they can be noted and compiled beforehand.
-    pub fn launch(&self) {
-        self.dtypes.iter().for_each(|&dtype| (self.launch)(dtype));
+    /// Starts every kernel of the check once, proving nothing: so that they can be noted and compiled beforehand, or watched.
+    /// Gives what failed, by dtype.
+    pub fn launch(&self) -> Vec<(DType, Error)> {
+        self.dtypes.iter().filter_map(|&dtype| Some((dtype, (self.launch)(dtype).err()?))).collect()
     }
 
     /// Proves it in every dtype.

@@ -13,7 +13,7 @@ const SEED: u64 = 5;
 /// Every check of a device.
 pub fn checks(device: Device) -> Vec<Check> {
     let check = |what: &str, case: &str, prove: fn(Device, DType) -> Result<Margin>| {
-        let launch = move |dtype| drop(prove(device, dtype));
+        let launch = move |dtype| prove(device, dtype).map(drop);
         let prove = move |dtype| prove(device, dtype).map_err(|e| e.to_string());
         Check::new((what, case), dtypes(device), launch, prove)
     };
@@ -32,7 +32,7 @@ fn optimizer(device: Device) -> Check {
     Check::new(
         ("adamw", "parameters, averages and copies after three steps, with and without a first moment and clipping"),
         &[DType::F32],
-        move |dtype| drop(steps(device, dtype)),
+        move |dtype| steps(device, dtype).map(drop),
         prove,
     )
 }

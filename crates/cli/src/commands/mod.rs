@@ -20,7 +20,7 @@ mod verify;
 use clap::CommandFactory;
 
 use crate::args::{Cli, Command};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::terminal;
 
 /// Runs a command; true if it was interrupted after saving.
@@ -50,4 +50,14 @@ pub fn run(cli: Cli) -> Result<bool> {
             terminal::print(String::from_utf8_lossy(&script)).map(|()| false)
         }
     }
+}
+
+/// Whether one of the texts of `--only` is in one of these names; without any, all is wanted.
+fn is_wanted(only: &[String], names: &[&str]) -> bool {
+    only.is_empty() || only.iter().any(|text| names.iter().any(|name| name.contains(text.as_str())))
+}
+
+/// The error where `--only` leaves nothing.
+fn none_wanted(what: &str, only: &[String]) -> Error {
+    Error::Argument(format!("no {what} contains '{}'; leave out --only to see all", only.join("' or '")))
 }

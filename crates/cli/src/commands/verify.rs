@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use fewstep_verify::{Check, Row, checks};
 
+use fewstep_tensor::Device;
+
 use crate::args::VerifyArgs;
+use crate::commands::{is_wanted, none_wanted};
 use crate::error::{Error, Result};
 use crate::terminal::{Progress, print};
 use crate::{device, status};
@@ -81,24 +84,43 @@ fn table(rows: &[Row]) -> Result<()> {
     line(format_args!("{} checks in {seconds:.0} s: {verdict}", rows.len()))
 }
 
+/// Starts every kernel of the checks.
+fn launch(all: &[Check], device: Device) -> Result<()> {
+    let mut progress = Progress::new("Launching", all.len() as u64);
+    let mut failed = 0;
+    for check in all {
+        progress.note(format_args!("{}, {}", check.what(), check.case()));
+        for (dtype, e) in check.launch() {
+            print(format_args!("FAILED {} {dtype}, {}: {e}\n", check.what(), check.case()))?;
+            failed += 1;
+        }
+        progress.advance(1);
+    }
+    drop(progress);
+    print(format_args!("the kernels of {} checks ran: nothing was proven\n", all.len()))?;
+    if failed == 0 { Ok(()) } else { Err(Error::Unverified { failed, checks: all.len(), device }) }
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// If the device cannot be used, a fixture cannot be read, or a check fails.
 pub fn run(args: &VerifyArgs) -> Result<()> {
     let compute = device::open(args.device)?;
+    device::say_software(compute.device)?;
     let mut all = checks(compute.device, fixtures(args).as_deref())?;
-    if let Some(only) = &args.only {
-        all.retain(|c| c.what().contains(only.as_str()) || c.case().contains(only.as_str()));
-    }
+    all.retain(|c| is_wanted(&args.only, &[c.what(), c.case()]));
     if all.is_empty() {
-        let only = args.only.as_deref().unwrap_or_default();
-        return Err(Error::Argument(format!("no op, fixture or case contains '{only}'; leave out --only to see all")));
+        return Err(none_wanted("op, fixture or case", &args.only));
     }
     device::prepare(compute, || {
-        all.iter().for_each(Check::launch);
+        // What was noted computes nothing, and may fail for it.
+        all.iter().map(Check::launch).for_each(drop);
         Ok(())
     })?;
+    if args.launch {
+        return launch(&all, compute.device);
+    }
     let mut progress = Progress::new("Verifying", all.len() as u64);
     let mut rows = Vec::new();
     for check in &all {

@@ -94,6 +94,9 @@ fn verify_proves_an_op_on_the_cpu_and_refuses_what_it_cannot() {
     let fixtures = crate::fixtures();
     let published = place.done(&["verify", "--only", "attention_jvp", "--fixtures", fixtures.to_str().unwrap()]);
     assert_says(&published, &["attention_jvp", "all hold"]);
+    let started = place.done(&["verify", "--only", "upsample", "--only", "coefficient", "--launch"]);
+    assert_says(&started, &["the kernels of 15 checks ran: nothing was proven"]);
+    assert_says(&place.misused(&["verify", "--launch", "--json"]), &["--launch", "--json"]);
     assert_says(&place.refused(&["verify", "--only", "no such op"]), &["'no such op'", "--only"]);
     assert_says(&place.refused(&["verify", "--fixtures", "none"]), &["none", "check the path"]);
     assert_says(&place.refused(&["verify", "--device", "cuda:99"]), &["driver"]);

@@ -173,11 +173,10 @@ impl Case {
     }
 
     /// Runs the three rules once, whatever they give.
-    pub(super) fn launch(&self, device: Device, dtype: DType, window: bool, seed: u64) {
+    pub(super) fn launch(&self, device: Device, dtype: DType, window: bool, seed: u64) -> Result<()> {
         let (op, wide) = self.of(dtype);
         let windows = Windows(op);
-        // Only what is launched counts.
-        drop(self.rules(if window { &windows } else { op }, wide, device, dtype, seed));
+        self.rules(if window { &windows } else { op }, wide, device, dtype, seed).map(drop)
     }
 
     /// The bytes of what the three rules give on a device.

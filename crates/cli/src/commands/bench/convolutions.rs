@@ -76,6 +76,7 @@ impl Bench {
         let [f, h, w] = LATENT;
         let latent = self.draw(0, &[1, vae.config().latent, f, h, w], DType::F32)?.to_device(Device::Cpu)?;
         let mut seconds = Vec::new();
+        self.gpu.reset_peak();
         // The first warms up.
         for _ in 0..=self.repeat {
             let (began, options) = (Instant::now(), VaeOptions::default());
@@ -86,7 +87,8 @@ impl Bench {
         }
         seconds.remove(0);
         self.progress.advance(1);
-        self.rows.push(Row { name, seconds: median(seconds), flops: 0.0, bytes: 0.0 });
+        let peak_gb = self.gpu.usage().peak as f64 * 1e-9;
+        self.rows.push(Row { name, seconds: median(seconds), flops: 0.0, bytes: 0.0, peak_gb });
         Ok(())
     }
 }

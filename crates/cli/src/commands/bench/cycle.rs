@@ -79,6 +79,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     // So the first iteration is the student's, with both losses.
     distill.method = distill.method.matching_from(0);
     let compute = device::open(args.device)?;
+    device::say_software(compute.device)?;
     let network = network(preset)?;
     let frames = 1 + (args.frames.max(1) - 1) / Autoencoder::FRAMES;
     let latent = [network.in_channels, frames, LATENT[0], LATENT[1]];

@@ -13,8 +13,9 @@ use fewstep_tensor::{DType, Device, Tensor, arith};
 
 use super::{Row, median, print_json};
 use crate::args::BenchArgs;
+use crate::commands::{is_wanted, none_wanted};
 use crate::device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::terminal::{Progress, print};
 
 /// Tokens of 480 by 832 pixels and 81 frames, the width, its heads, and the width of the feed-forward.
@@ -37,10 +38,10 @@ type Call<'a> = Box<dyn FnMut() -> Result<()> + 'a>;
 
 pub(super) struct Bench {
     pub(super) device: Device,
-    gpu: Gpu,
+    pub(super) gpu: Gpu,
     pub(super) repeat: usize,
     /// What names must contain, but for the ceilings.
-    only: Option<String>,
+    only: Vec<String>,
     pub(super) rows: Vec<Row>,
     pub(super) progress: Progress,
 }
@@ -51,6 +52,7 @@ pub(super) struct Bench {
 /// If the device has no memory for it, or fails.
 pub fn run(args: &BenchArgs) -> Result<()> {
     device::open(args.device)?;
+    device::say_software(args.device.0)?;
     let (device, gpu) = (args.device.0, gpu(args.device.0)?);
     let (repeat, only, progress) = (args.repeat, args.only.clone(), Progress::new("Measuring", 0));
     let mut bench = Bench { device, gpu, repeat, only, rows: Vec::new(), progress };
@@ -64,8 +66,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let Bench { rows, progress, .. } = bench;
     drop(progress);
     if rows.len() == CEILINGS {
-        let only = args.only.as_deref().unwrap_or_default();
-        return Err(Error::Argument(format!("no measurement contains '{only}'; leave out --only to see all")));
+        return Err(none_wanted("measurement", &args.only));
     }
     if args.json { print_json(&rows) } else { table(&rows) }
 }
@@ -73,7 +74,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 fn table(rows: &[Row]) -> Result<()> {
     let rate = |r: &Row| if r.flops > 0.0 { r.flops / r.seconds } else { r.bytes / r.seconds };
     let (product, copy) = (rate(&rows[0]), rate(&rows[1]));
-    print(format_args!("{:52} {:>9} {:>9} {:>8} {:>8}\n", "", "ms", "TFLOP/s", "GB/s", "of peak"))?;
+    print(format_args!("{:52} {:>9} {:>9} {:>8} {:>8} {:>8}\n", "", "ms", "TFLOP/s", "GB/s", "of peak", "in GB"))?;
     for r in rows {
         let [flops, bytes, of] = match (r.flops > 0.0, r.bytes > 0.0) {
             (true, _) => {
@@ -82,7 +83,8 @@ fn table(rows: &[Row]) -> Result<()> {
             (_, true) => [String::new(), format!("{:.0}", rate(r) * 1e-9), format!("{:.0} %", 100.0 * rate(r) / copy)],
             _ => [const { String::new() }; 3],
         };
-        print(format_args!("{:52} {:>9.3} {flops:>9} {bytes:>8} {of:>8}\n", r.name, r.seconds * 1e3))?;
+        let peak = if r.peak_gb > 0.0 { format!("{:.2}", r.peak_gb) } else { String::new() };
+        print(format_args!("{:52} {:>9.3} {flops:>9} {bytes:>8} {of:>8} {peak:>8}\n", r.name, r.seconds * 1e3))?;
     }
     Ok(())
 }
@@ -99,7 +101,7 @@ impl Bench {
     }
 
     pub(super) fn is_wanted(&self, name: &str) -> bool {
-        self.rows.len() < CEILINGS || self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
+        self.rows.len() < CEILINGS || is_wanted(&self.only, &[name])
     }
 
     /// The median time of a call.
@@ -119,7 +121,7 @@ impl Bench {
             })
             .collect::<Result<Vec<f64>>>()?;
         self.progress.advance(1);
-        self.rows.push(Row { name, seconds: median(seconds), flops, bytes });
+        self.rows.push(Row { name, seconds: median(seconds), flops, bytes, peak_gb: 0.0 });
         Ok(())
     }
 
@@ -161,11 +163,20 @@ impl Bench {
         Ok(())
     }
 
-    /// Forward, tangent and cotangents of an op that memory bounds: `streams` whole activations each are read or written once.
-    fn op(&mut self, name: &str, op: &dyn Op, x: &[&Tensor], moved: &[bool], streams: [f64; 3]) -> Result<()> {
+    /// Forward, tangent and cotangents of an op that memory bounds: `streams` whole activations each are read or written once,
+    /// and each reads so many bytes of a table beside them.
+    fn op(
+        &mut self,
+        name: &str,
+        op: &dyn Op,
+        x: &[&Tensor],
+        moved: &[bool],
+        (streams, table): ([f64; 3], f64),
+    ) -> Result<()> {
         let size = (x[0].len() * x[0].dtype().size()) as f64;
+        let [forward_bytes, jvp_bytes, vjp_bytes] = streams.map(|n| n * size + table);
         let at = x[0].shape().iter().filter(|n| **n != 1).map(usize::to_string).collect::<Vec<_>>().join("x");
-        self.measure(format!("{name} {at}"), (0.0, streams[0] * size), forward(op, x.to_vec()))?;
+        self.measure(format!("{name} {at}"), (0.0, forward_bytes), forward(op, x.to_vec()))?;
         let tangents: Vec<Option<Tensor>> = x
             .iter()
             .zip(moved)
@@ -176,18 +187,18 @@ impl Bench {
             let dots: Vec<Option<&Tensor>> = tangents.iter().map(Option::as_ref).collect();
             Ok(op.jvp(x, &dots).map(drop)?)
         };
-        self.measure(format!("{name} jvp {at}"), (0.0, streams[1] * size), Box::new(jvp))?;
+        self.measure(format!("{name} jvp {at}"), (0.0, jvp_bytes), Box::new(jvp))?;
         let (saved, y_bar) = (saved(op, x)?, self.half(20, x[0].shape())?);
-        self.measure(format!("{name} vjp {at}"), (0.0, streams[2] * size), vjp(op, &saved, &y_bar, vec![true; x.len()]))
+        self.measure(format!("{name} vjp {at}"), (0.0, vjp_bytes), vjp(op, &saved, &y_bar, vec![true; x.len()]))
     }
 
     fn elementwise(&mut self) -> Result<()> {
         let wide = self.half(0, &[1, TOKENS, FFN])?;
-        self.op("gelu", &Activation::GeluTanh, &[&wide], &[true], [2.0, 4.0, 3.0])?;
+        self.op("gelu", &Activation::GeluTanh, &[&wide], &[true], ([2.0, 4.0, 3.0], 0.0))?;
         drop(wide);
         let (x, h) = (self.half(0, &[1, TOKENS, DIM])?, self.half(1, &[1, TOKENS, DIM])?);
         let gate = self.draw(2, &[1, 1, DIM], DType::F32)?;
-        self.op("gated_residual", &GatedResidual, &[&x, &h, &gate], &[true, true, false], [3.0, 6.0, 3.0])?;
+        self.op("gated_residual", &GatedResidual, &[&x, &h, &gate], &[true, true, false], ([3.0, 6.0, 3.0], 0.0))?;
         let size = (x.len() * 2) as f64;
         self.measure(format!("add {TOKENS}x{DIM}"), (0.0, 3.0 * size), forward(&Add, vec![&x, &h]))
     }
@@ -197,15 +208,17 @@ impl Bench {
         let [shift, scale] = [self.draw(1, &[1, 1, DIM], DType::F32)?, self.draw(2, &[1, 1, DIM], DType::F32)?];
         let modulate = LayerNormModulate { eps: 1e-6 };
         let norms = [2.0, 4.0, 3.0];
-        self.op("layer_norm_modulate", &modulate, &[&x, &shift, &scale], &[true, false, false], norms)?;
+        self.op("layer_norm_modulate", &modulate, &[&x, &shift, &scale], &[true, false, false], (norms, 0.0))?;
         let (weight, bias) = (scale.reshape(&[DIM])?, shift.reshape(&[DIM])?);
         let affine = LayerNormAffine { eps: 1e-6 };
-        self.op("layer_norm_affine", &affine, &[&x, &weight, &bias], &[true, false, false], norms)?;
+        self.op("layer_norm_affine", &affine, &[&x, &weight, &bias], &[true, false, false], (norms, 0.0))?;
         let pairs = DIM / HEADS / 2;
         let table = Arc::new(RopeTable::lazy(TOKENS, pairs, move || (0..TOKENS * pairs).map(|i| i as f64).collect()));
         let rope = Some(Rope { style: RopeStyle::Interleaved, table });
         let rms = RmsNormRope { heads: HEADS, scope: NormScope::Width, eps: 1e-6, rope };
-        self.op("rms_norm_rope", &rms, &[&x, &weight], &[true, false], norms)
+        // Cosines and sines in f32.
+        let table = (2 * TOKENS * pairs * DType::F32.size()) as f64;
+        self.op("rms_norm_rope", &rms, &[&x, &weight], &[true, false], (norms, table))
     }
 
     fn attention(&mut self) -> Result<()> {

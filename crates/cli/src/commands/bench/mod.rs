@@ -24,6 +24,8 @@ struct Row {
     flops: f64,
     /// Bytes that must be read and written once; 0 where products bound it, and of a whole pass.
     bytes: f64,
+    /// The most memory of the device in use, in GB, in a whole pass; 0 of all else.
+    peak_gb: f64,
 }
 
 /// Runs the command.
@@ -41,7 +43,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         crate::device::open(args.device)?;
         gpu(args.device.0)?.tune(true);
     }
-    if args.only.is_some() && args.device.0 == Device::Cpu {
+    if !args.only.is_empty() && args.device.0 == Device::Cpu {
         return Err(Error::Argument("--only chooses among the measurements of a GPU: add --device cuda".into()));
     }
     match (args.cycle, args.device.0) {
