@@ -75,10 +75,12 @@ fn images_and_videos_are_encoded_and_decoded_as_published() {
 #[test]
 fn a_gpu_encodes_and_decodes_as_the_host() {
     let (vae, params) = load(LAYOUTS[0], DType::F64);
-    let (video, latent) = (pattern(&[1, 3, 5, 8, 16]), pattern(&[1, 16, 2, 1, 1]));
+    let (video, latent) = (pattern(&[1, 3, 5, 8, 16]), pattern(&[1, 16, 3, 1, 1]));
     let run = |params: &Params| {
         let z = vae.encode(params, &video, &WHOLE, &mut go_on).unwrap();
-        [z, vae.decode(params, &latent, &WHOLE, &mut go_on).unwrap()]
+        let whole = vae.decode(params, &latent, &WHOLE, &mut go_on).unwrap();
+        assert_eq!(handed_on(&vae, params, &latent, &WHOLE).to_vec_f64(), whole.to_vec_f64());
+        [z, whole]
     };
     let (want, got) = (run(&params), run(&params.to(EMULATED, DType::F64).unwrap()));
     let rounded = run(&params.to(EMULATED, DType::Bf16).unwrap());
@@ -87,6 +89,19 @@ fn a_gpu_encodes_and_decodes_as_the_host() {
         // Some fifty results are rounded on the way of the values, each to half a unit of 8 bits.
         assert_close(&format!("{what} in bf16"), &rounded[i], &want[i], 50.0 * 2f64.powi(-8));
     }
+}
+
+/// A decoded video, joined from what is handed on in chunks of one and four frames.
+fn handed_on(vae: &WanVae, params: &Params, latent: &Tensor, options: &VaeOptions) -> Tensor {
+    let mut chunks = Vec::new();
+    let each = |t: Tensor| -> Result<(), Error> {
+        chunks.push(t);
+        Ok(())
+    };
+    vae.decode_frames(params, latent, options, &mut go_on, each).unwrap();
+    assert_eq!(chunks.iter().map(|c| c.shape()[2]).collect::<Vec<_>>(), [1, 4, 4]);
+    let parts: Vec<&Tensor> = chunks.iter().collect();
+    fewstep_ops::Op::forward(&fewstep_ops::Concat { axis: 2 }, &parts).unwrap().y
 }
 
 /// Smooth values in [−1, 1], the same on every machine.
@@ -119,16 +134,7 @@ fn frames_handed_on_are_those_of_the_whole_decode_in_chunks_of_one_and_four() {
     for tile in [Tile::Off, Tile::Size { height: 16, width: 16, overlap: 8 }] {
         let options = VaeOptions { tile };
         let whole = vae.decode(&params, &latent, &options, &mut go_on).unwrap();
-        let mut chunks = Vec::new();
-        let each = |t: Tensor| -> Result<(), Error> {
-            chunks.push(t);
-            Ok(())
-        };
-        vae.decode_frames(&params, &latent, &options, &mut go_on, each).unwrap();
-        assert_eq!(chunks.iter().map(|c| c.shape()[2]).collect::<Vec<_>>(), [1, 4, 4]);
-        let parts: Vec<&Tensor> = chunks.iter().collect();
-        let joined = fewstep_ops::Op::forward(&fewstep_ops::Concat { axis: 2 }, &parts).unwrap().y;
-        assert_eq!(joined.to_vec_f64(), whole.to_vec_f64());
+        assert_eq!(handed_on(&vae, &params, &latent, &options).to_vec_f64(), whole.to_vec_f64());
     }
 }
 

@@ -60,7 +60,11 @@ pub fn decoder(r: &Request) -> Result<Option<Part>> {
     for chunk in 0..l.frames {
         let _frames = (tiles == 1).then(|| video(if chunk == 0 { 1 } else { VAE_FRAMES }));
         let x = m.input(ledger.ghost(Meta::new(&[b, h, w, VAE_CHANNELS], dtype)), None);
-        stream.push(&m, x, &mut |_| -> Result<()> { Ok(()) })?;
+        let mut made = Vec::new();
+        stream.push(&m, x, &mut |y| -> Result<()> {
+            made.push(y);
+            Ok(())
+        })?;
     }
     let (calls, peak) = (ledger.take_calls(), ledger.peak());
     Ok(Some(Part { name: "VAE decode", weights, times: tiles as f64, calls, peak }))

@@ -67,6 +67,23 @@ impl Job<'_> {
         }
     }
 
+    /// The input frames of a chunk within a window, scaled, on the host.
+    fn chunk(&self, chunk: usize, window: Window) -> Result<Vec<Tensor>> {
+        let scaled =
+            |f| dispatch_float!(NAME, self.input.dtype(), T => frame::<T>(self.input, f, window, &self.scaling[0]));
+        self.frames(chunk).map(scaled).collect()
+    }
+
+    /// Whole frames of the output as a video of this shape.
+    fn video(&self, frames: &[Tensor], shape: [usize; 5]) -> Result<Tensor> {
+        dispatch_float!(NAME, self.input.dtype(), T => {
+            let mut out = Tensor::zeros(&shape, self.input.dtype(), Device::Cpu);
+            let mut canvas = Canvas::<T> { out: out.make_mut()?, shape, scaling: &self.scaling[1] };
+            frames.iter().enumerate().try_for_each(|(f, y)| canvas.put(f, [0, 0], None, y))?;
+            Ok(out)
+        })
+    }
+
     /// Windows of the tiles in the input and where they begin in the output, with their rows and columns of tiles.
     fn tiles(&self) -> Vec<(Window, [usize; 2], [usize; 2])> {
         let ([i, o], p) = (self.units, &self.plan);
@@ -197,14 +214,10 @@ impl WanVae {
         let input = self.prepare(params, latent)?;
         let job = self.decoding(params, &input, options)?;
         if job.plan.is_whole() {
-            let mut stream = self.stream(Half::Decoder);
-            for chunk in 0..job.chunks {
-                let frames = if chunk == 0 { 1 } else { FRAMES };
-                let shape = [b, 3, frames, h * SCALE, w * SCALE];
-                each(self.chunk(params, &job, &mut stream, chunk, shape)?)?;
-                report(observe, Step { chunk: chunk + 1, chunks: job.chunks, tile: 0, tiles: 1 })?;
-            }
-            return Ok(());
+            return self.run(params, &job, [0, 0, h, w], &mut |chunk, frames| {
+                each(job.video(&frames, [b, 3, frames.len(), h * SCALE, w * SCALE])?)?;
+                Ok(report(observe, Step { chunk: chunk + 1, chunks: job.chunks, tile: 0, tiles: 1 })?)
+            });
         }
         let video = self.whole(params, &job, [b, 3, 1 + (job.chunks - 1) * FRAMES, h * SCALE, w * SCALE], observe)?;
         for chunk in 0..job.chunks {
@@ -264,27 +277,42 @@ impl WanVae {
         }
     }
 
-    /// One chunk of the whole frame.
-    fn chunk(
+    /// Takes a window through a half and hands on the frames of each chunk, on the host. While a device computes a chunk, the
+    /// host hands on the one before and prepares the next.
+    fn run<E: From<Error>>(
         &self,
         params: &Params,
         job: &Job<'_>,
-        stream: &mut super::Stream<'_, Tensor>,
-        chunk: usize,
-        shape: [usize; 5],
-    ) -> Result<Tensor> {
-        dispatch_float!(NAME, job.input.dtype(), T => {
-            let mut out = Tensor::zeros(&shape, job.input.dtype(), Device::Cpu);
-            let mut canvas = Canvas::<T> { out: out.make_mut()?, shape, scaling: &job.scaling[1] };
-            let mut done = 0;
-            let [_, _, _, h, w] = job.input.dims()?;
-            let x = there(params, frame::<T>(job.input, chunk, [0, 0, h, w], &job.scaling[0])?)?;
-            stream.push(&Plain::new(params), x, &mut |y| -> Result<()> {
-                done += 1;
-                canvas.put(done - 1, [0, 0], None, &here(&y)?)
-            })?;
-            Ok(out)
-        })
+        window: Window,
+        each: &mut dyn FnMut(usize, Vec<Tensor>) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let (m, mut stream) = (Plain::new(params), self.stream(job.half));
+        let (mut next, mut before): (_, Option<Vec<Tensor>>) = (job.chunk(0, window)?, None);
+        let mut hand_on =
+            |chunk, made: &[Tensor]| each(chunk, made.iter().map(|y| y.to_dtype(y.dtype().wide())).collect());
+        for chunk in 0..job.chunks {
+            let mut made = Vec::new();
+            for x in std::mem::take(&mut next) {
+                stream.push(&m, there(params, x)?, &mut |y| -> Result<()> {
+                    made.push(y);
+                    Ok(())
+                })?;
+            }
+            if let Some(made) = before.take() {
+                hand_on(chunk - 1, &made)?;
+            }
+            if chunk + 1 < job.chunks {
+                next = job.chunk(chunk + 1, window)?;
+            }
+            let here = |y: &Tensor| Ok(y.to_device(Device::Cpu)?);
+            let made = made.iter().map(here).collect::<Result<Vec<_>>>()?;
+            match params.device() {
+                // All is done when it is asked for.
+                Device::Cpu => hand_on(chunk, &made)?,
+                Device::Cuda(_) => before = Some(made),
+            }
+        }
+        before.map_or(Ok(()), |made| hand_on(job.chunks - 1, &made))
     }
 
     /// Every tile from the first frame to the last, blended.
@@ -304,21 +332,18 @@ impl WanVae {
         canvas: &mut Canvas<'_, T>,
         observe: &mut Observer<'_>,
     ) -> Result<()> {
-        let (m, tiles) = (Plain::new(params), job.plan.len());
+        let tiles = job.plan.len();
         let (rows, columns) = (job.plan.rows.weights(job.units[1]), job.plan.columns.weights(job.units[1]));
         for (tile, (window, place, [r, c])) in job.tiles().into_iter().enumerate() {
             let weights = (tiles > 1).then(|| [rows[r].as_slice(), columns[c].as_slice()]);
-            let (mut stream, mut done) = (self.stream(job.half), 0);
-            for chunk in 0..job.chunks {
-                for f in job.frames(chunk) {
-                    let x = there(params, frame::<T>(job.input, f, window, &job.scaling[0])?)?;
-                    stream.push(&m, x, &mut |y| -> Result<()> {
-                        done += 1;
-                        canvas.put(done - 1, place, weights, &here(&y)?)
-                    })?;
+            let mut done = 0;
+            self.run(params, job, window, &mut |chunk, frames| -> Result<()> {
+                for y in &frames {
+                    canvas.put(done, place, weights, y)?;
+                    done += 1;
                 }
-                report(observe, Step { chunk: chunk + 1, chunks: job.chunks, tile, tiles })?;
-            }
+                report(observe, Step { chunk: chunk + 1, chunks: job.chunks, tile, tiles })
+            })?;
         }
         Ok(())
     }
@@ -327,11 +352,6 @@ impl WanVae {
 /// A frame where the weights are, in their dtype.
 fn there(params: &Params, x: Tensor) -> Result<Tensor> {
     Ok(x.to_dtype(dtype(params)).to_device(params.device())?)
-}
-
-/// A frame on the host, in the wide dtype.
-fn here(y: &Tensor) -> Result<Tensor> {
-    Ok(y.to_device(Device::Cpu)?.to_dtype(y.dtype().wide()))
 }
 
 fn report(observe: &mut Observer<'_>, step: Step) -> Result<()> {
