@@ -63,7 +63,8 @@ template <u32 STAGES, u32 FLOATS> struct Ring {
             barrier_init(loaded(), 1);
             for (u32 i = 0; i < STAGES; i++) {
                 barrier_init(full(i), 1);
-                barrier_init(empty(i), GROUPS * GROUP / WARP);
+                // Each thread gives a tile back for itself: one for its warp takes as long, and racecheck cannot follow that.
+                barrier_init(empty(i), GROUPS * GROUP);
             }
             barrier_init_fence();
         }
@@ -226,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_ke
             wgmma_wait<1>();
             wgmma_touch(scores);
             // The products of the tile before are done too.
-            if (tile > begin && lane_id() == 0) barrier_arrive(ring.empty(last));
+            if (tile > begin) barrier_arrive(ring.empty(last));
 #pragma unroll
             for (int i = 0; i < TILE / 16; i++) {
 #pragma unroll
@@ -249,8 +250,6 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_ke
                 pack(s_operand[i], s_bar, i);
                 add_product(k_sum, s_operand[i], q_rows, i);
             }
-            // All lanes have read the floats of the tile.
-            warp_barrier();
             // Frees P's registers for the next tile's scores.
             wgmma_wait<TILE / 16>();
             last = stage;
@@ -337,7 +336,7 @@ extern "C" __global__ void __launch_bounds__(3 * GROUP, 1) attention_backward_qu
             dot(p_bar, y_bar_rows, operand_rows(shared_address(ring.tile(1, stage))));
             wgmma_wait<1>();
             wgmma_touch(scores);
-            if (tile > 0 && lane_id() == 0) barrier_arrive(ring.empty(last));
+            if (tile > 0) barrier_arrive(ring.empty(last));
 #pragma unroll
             for (int j = 0; j < TILE / 2; j++) p[j] = exp2_fast(fma_rn(scores[j], c, -lse[j / 2 % 2]));
             // A key of zeros beyond the last still has a probability, infinite perhaps.
