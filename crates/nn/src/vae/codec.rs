@@ -197,8 +197,8 @@ impl WanVae {
 
     /// As [`WanVae::decode`], handing each chunk of frames `[B, 3, 1 or 4, 8h, 8w]` on as it is done.
     ///
-    /// With one tile the video is never whole in memory. With several it is, since a tile is decoded to its end before the
-    /// next begins, and the chunks are handed on at the end.
+    /// With one tile the video is never whole in memory, and a GPU computes the next chunk while `each` takes one. With several
+    /// it is, since a tile is decoded to its end before the next begins, and the chunks are handed on at the end.
     ///
     /// # Errors
     /// As [`WanVae::decode`], or what `each` returns.
