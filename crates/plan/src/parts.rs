@@ -6,7 +6,7 @@ use fewstep_ops::{Call, Ledger, Meta, Pass, Trace};
 use fewstep_tensor::DType;
 
 use crate::request::{VAE_CHANNELS, VAE_EDGE, VAE_FRAMES};
-use crate::{Precision, Request, Result};
+use crate::{Request, Result};
 
 /// A part of a model with what one run of it takes.
 pub struct Part {
@@ -30,7 +30,7 @@ pub fn text_encoder(r: &Request, guided: bool) -> Result<Option<Part>> {
     let encoder = T5Encoder::new(config)?;
     let size = |dims: usize| if dims == 2 { DType::Bf16.size() } else { DType::F32.size() };
     let weights = encoder.specs().iter().map(|s| (s.shape.iter().product::<usize>() * size(s.shape.len())) as u64);
-    let ledger = Ledger::new(r.precision == Precision::F32);
+    let ledger = Ledger::new(r.precision.is_of_cpu());
     let m = Trace::new(&ledger, encoder.specs(), DType::Bf16, Pass::Plain);
     let ids = vec![0; r.text_tokens];
     encoder.forward(&m, &Tokens::packed(&[&ids]), r.precision.dtype())?;
@@ -46,7 +46,7 @@ pub fn decoder(r: &Request) -> Result<Option<Part>> {
         return Ok(None);
     }
     let (vae, dtype) = (WanVae::new(VaeConfig::wan21())?, r.precision.dtype());
-    let on_cpu = r.precision == Precision::F32;
+    let on_cpu = r.precision.is_of_cpu();
     let (b, l) = (r.batch, r.latent);
     let ([h, w], tiles) = vae.tiles(Half::Decoder, dtype, &VaeOptions::default(), [b, l.height, l.width])?;
     let weights = vae.specs().iter().map(|s| (s.shape.iter().product::<usize>() * dtype.size()) as u64).sum();

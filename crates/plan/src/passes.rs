@@ -63,9 +63,8 @@ impl Passes {
         let trains = !matches!(r.work, Work::Sample { .. });
         let rank = r.lora.filter(|_| trains);
         let adapted = rank.map(|rank| adapted(network.specs(), rank)).transpose()?;
-        let on_cpu = r.precision == crate::Precision::F32;
         Ok(Passes {
-            ledger: Ledger::new(on_cpu),
+            ledger: Ledger::new(r.precision.is_of_cpu()),
             denoiser: Denoiser::new(network, Wrapper::Rf1000),
             state: Meta::new(&video(c.out_channels), DType::F64),
             text: Meta::new(&[r.batch, r.text_tokens, c.text_dim], dtype),

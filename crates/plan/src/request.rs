@@ -38,6 +38,11 @@ impl Precision {
             Precision::Bf16 => DType::Bf16,
         }
     }
+
+    /// Whether it is that of a CPU, where nothing computes in bf16.
+    pub(crate) fn is_of_cpu(self) -> bool {
+        self == Precision::F32
+    }
 }
 
 /// What is run.

@@ -163,20 +163,12 @@ impl Bench {
         Ok(())
     }
 
-    /// Forward, tangent and cotangents of an op that memory bounds: `streams` whole activations each are read or written once,
-    /// and each reads so many bytes of a table beside them.
-    fn op(
-        &mut self,
-        name: &str,
-        op: &dyn Op,
-        x: &[&Tensor],
-        moved: &[bool],
-        (streams, table): ([f64; 3], f64),
-    ) -> Result<()> {
+    /// Forward, tangent and cotangents of an op that memory bounds: as much as `streams` whole activations each is read or written
+    /// once.
+    fn op(&mut self, name: &str, op: &dyn Op, x: &[&Tensor], moved: &[bool], streams: [f64; 3]) -> Result<()> {
         let size = (x[0].len() * x[0].dtype().size()) as f64;
-        let [forward_bytes, jvp_bytes, vjp_bytes] = streams.map(|n| n * size + table);
         let at = x[0].shape().iter().filter(|n| **n != 1).map(usize::to_string).collect::<Vec<_>>().join("x");
-        self.measure(format!("{name} {at}"), (0.0, forward_bytes), forward(op, x.to_vec()))?;
+        self.measure(format!("{name} {at}"), (0.0, streams[0] * size), forward(op, x.to_vec()))?;
         let tangents: Vec<Option<Tensor>> = x
             .iter()
             .zip(moved)
@@ -187,18 +179,18 @@ impl Bench {
             let dots: Vec<Option<&Tensor>> = tangents.iter().map(Option::as_ref).collect();
             Ok(op.jvp(x, &dots).map(drop)?)
         };
-        self.measure(format!("{name} jvp {at}"), (0.0, jvp_bytes), Box::new(jvp))?;
+        self.measure(format!("{name} jvp {at}"), (0.0, streams[1] * size), Box::new(jvp))?;
         let (saved, y_bar) = (saved(op, x)?, self.half(20, x[0].shape())?);
-        self.measure(format!("{name} vjp {at}"), (0.0, vjp_bytes), vjp(op, &saved, &y_bar, vec![true; x.len()]))
+        self.measure(format!("{name} vjp {at}"), (0.0, streams[2] * size), vjp(op, &saved, &y_bar, vec![true; x.len()]))
     }
 
     fn elementwise(&mut self) -> Result<()> {
         let wide = self.half(0, &[1, TOKENS, FFN])?;
-        self.op("gelu", &Activation::GeluTanh, &[&wide], &[true], ([2.0, 4.0, 3.0], 0.0))?;
+        self.op("gelu", &Activation::GeluTanh, &[&wide], &[true], [2.0, 4.0, 3.0])?;
         drop(wide);
         let (x, h) = (self.half(0, &[1, TOKENS, DIM])?, self.half(1, &[1, TOKENS, DIM])?);
         let gate = self.draw(2, &[1, 1, DIM], DType::F32)?;
-        self.op("gated_residual", &GatedResidual, &[&x, &h, &gate], &[true, true, false], ([3.0, 6.0, 3.0], 0.0))?;
+        self.op("gated_residual", &GatedResidual, &[&x, &h, &gate], &[true, true, false], [3.0, 6.0, 3.0])?;
         let size = (x.len() * 2) as f64;
         self.measure(format!("add {TOKENS}x{DIM}"), (0.0, 3.0 * size), forward(&Add, vec![&x, &h]))
     }
@@ -208,17 +200,17 @@ impl Bench {
         let [shift, scale] = [self.draw(1, &[1, 1, DIM], DType::F32)?, self.draw(2, &[1, 1, DIM], DType::F32)?];
         let modulate = LayerNormModulate { eps: 1e-6 };
         let norms = [2.0, 4.0, 3.0];
-        self.op("layer_norm_modulate", &modulate, &[&x, &shift, &scale], &[true, false, false], (norms, 0.0))?;
+        self.op("layer_norm_modulate", &modulate, &[&x, &shift, &scale], &[true, false, false], norms)?;
         let (weight, bias) = (scale.reshape(&[DIM])?, shift.reshape(&[DIM])?);
         let affine = LayerNormAffine { eps: 1e-6 };
-        self.op("layer_norm_affine", &affine, &[&x, &weight, &bias], &[true, false, false], (norms, 0.0))?;
+        self.op("layer_norm_affine", &affine, &[&x, &weight, &bias], &[true, false, false], norms)?;
         let pairs = DIM / HEADS / 2;
         let table = Arc::new(RopeTable::lazy(TOKENS, pairs, move || (0..TOKENS * pairs).map(|i| i as f64).collect()));
         let rope = Some(Rope { style: RopeStyle::Interleaved, table });
         let rms = RmsNormRope { heads: HEADS, scope: NormScope::Width, eps: 1e-6, rope };
-        // Cosines and sines in f32.
-        let table = (2 * TOKENS * pairs * DType::F32.size()) as f64;
-        self.op("rms_norm_rope", &rms, &[&x, &weight], &[true, false], (norms, table))
+        // Cosines and sines in f32, in activations.
+        let table = (2 * TOKENS * pairs * DType::F32.size()) as f64 / (x.len() * x.dtype().size()) as f64;
+        self.op("rms_norm_rope", &rms, &[&x, &weight], &[true, false], norms.map(|n| n + table))
     }
 
     fn attention(&mut self) -> Result<()> {
